@@ -1,0 +1,197 @@
+"""What a sparse autoencoder is here: weights, the rule that picks its features, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saerl_fast import ops
+from saerl_fast.errors import DtypeError, InputError, ShapeError
+from saerl_fast.ops import CsrRows, TopKCodes
+
+Kind = Literal["topk", "jumprelu", "standard"]
+InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
+
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class SAE:
+    """One sparse autoencoder, frozen.
+
+    With x' = norm(x) - b_dec (the subtraction only where ``apply_b_dec``) and
+    h = (x' w_enc^T + b_enc) * scale, scale = ||w_dec_j|| where ``rescale_by_decoder_norm`` else 1:
+
+    ==========  ===================================================================
+    topk        S = top-k(h), features max(h, 0) on S: selection comes before ReLU
+    jumprelu    features h where h > threshold and h > 0
+    standard    features max(h, 0)
+    ==========  ===================================================================
+
+    w_enc [M, D] and w_dec [M, D], one row per latent; b_enc [M]; b_dec [D]; threshold [M] (jumprelu).
+    All floating tensors share one dtype and device. The formulas are those of sae-lens 6 inference.
+
+    Raises ShapeError, DtypeError or InputError when the parts do not fit together.
+    """
+
+    w_enc: Tensor
+    b_enc: Tensor
+    w_dec: Tensor
+    b_dec: Tensor
+    kind: Kind
+    k: int | None = None
+    threshold: Tensor | None = None
+    apply_b_dec: bool = True
+    rescale_by_decoder_norm: bool = False
+    input_norm: InputNorm = "none"
+    flatten_heads: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_rule(self)
+
+    @property
+    def d_in(self) -> int:
+        """Width D of the activations it reads."""
+        return int(self.w_enc.shape[1])
+
+    @property
+    def d_sae(self) -> int:
+        """Number M of latents."""
+        return int(self.w_enc.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.w_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.w_enc.dtype
+
+    @property
+    def hook_name(self) -> str | None:
+        """The hook it was trained on, Hugging Face module path preferred."""
+        return self.metadata.get("hf_hook_name") or self.metadata.get("hook_name")
+
+    @property
+    def model_name(self) -> str | None:
+        return self.metadata.get("model_name")
+
+    @property
+    def context_size(self) -> int | None:
+        size = self.metadata.get("context_size")
+        return int(size) if size else None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same SAE on another device or in another dtype."""
+        moved = {
+            name: None if tensor is None else tensor.to(device=device, dtype=dtype)
+            for name, tensor in self._tensors().items()
+        }
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    def encode(self, x: Tensor, row_index: Tensor | None = None) -> TopKCodes | CsrRows:
+        """Sparse features of the rows of x.
+
+        x [R, D] (or [R, heads, D / heads] for a hook_z SAE), any float dtype; it is cast to the SAE's.
+        row_index int64 [N]: encode only these rows, without a copy of them where no input norm is asked.
+        Returns TopKCodes (topk) or CsrRows (jumprelu, standard).
+        """
+        x = self.prepare(x)
+        bias = self.b_dec if self.apply_b_dec else None
+        scale = self.latent_scale
+        if self.kind == "topk":
+            if self.k is None:  # pragma: no cover - refused at construction
+                raise InputError("a topk SAE needs k")
+            return ops.topk_encode(
+                x, self.w_enc, self.b_enc, self.k, b_dec=bias, scale=scale, row_index=row_index
+            )
+        theta: Tensor | float = self.threshold if self.threshold is not None else 0.0
+        return ops.threshold_encode(
+            x, self.w_enc, self.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index
+        )
+
+    def decode(self, codes: TopKCodes | CsrRows) -> Tensor:
+        """The reconstruction [N, D] in the (normalised) input space of the SAE."""
+        scale = self.latent_scale
+        if scale is not None:
+            codes = codes._replace(values=codes.values / scale.float()[codes.indices.long()])
+        return ops.decode(codes, self.w_dec, self.b_dec)
+
+    def weights_hash(self) -> str:
+        """SHA-256 over kind, settings and every weight; two SAEs with one hash give the same features."""
+        digest = hashlib.sha256(
+            repr(
+                (self.kind, self.k, self.apply_b_dec, self.rescale_by_decoder_norm, self.input_norm)
+            ).encode()
+        )
+        for name, tensor in self._tensors().items():
+            if tensor is not None:
+                raw = tensor.detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(raw.shape)} {raw.dtype}".encode())
+                digest.update(memoryview(raw.view(torch.uint8).numpy().reshape(-1)))
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        names = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def latent_scale(self) -> Tensor | None:
+        """The factor [M] on each pre-activation: the decoder norms, or None for one everywhere."""
+        return self.w_dec.norm(dim=-1) if self.rescale_by_decoder_norm else None
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """x as the encoder sees it before b_dec: heads flattened, SAE dtype, normalised; [R, D]."""
+        if self.flatten_heads and x.ndim >= 3:
+            x = x.flatten(-2)
+        if x.ndim != 2 or x.shape[-1] != self.d_in:
+            raise ShapeError(
+                f"SAE.encode: x must be [rows, {self.d_in}]; got {list(x.shape)}. "
+                "Does this SAE belong to this model and layer?"
+            )
+        x = x.to(self.dtype)
+        if self.input_norm == "layer_norm":
+            x = x - x.mean(dim=-1, keepdim=True)
+            return x / (x.std(dim=-1, keepdim=True) + LAYER_NORM_EPS)
+        if self.input_norm == "constant_norm_rescale":
+            return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+        return x
+
+
+def _check_shapes(sae: SAE) -> None:
+    if sae.w_enc.ndim != 2 or 0 in sae.w_enc.shape:
+        raise ShapeError(f"SAE: w_enc must be [d_sae, d_in], both positive; got {list(sae.w_enc.shape)}")
+    latents, width = sae.w_enc.shape
+    wanted = {"b_enc": (latents,), "w_dec": (latents, width), "b_dec": (width,)}
+    if sae.threshold is not None:
+        wanted["threshold"] = (latents,)
+    for name, shape in wanted.items():
+        got = tuple(getattr(sae, name).shape)
+        if got != shape:
+            raise ShapeError(
+                f"SAE: {name} must be {list(shape)} to match w_enc {[latents, width]}; got {list(got)}"
+            )
+    for name, tensor in sae._tensors().items():
+        if tensor is not None and (tensor.dtype != sae.w_enc.dtype or not tensor.is_floating_point()):
+            raise DtypeError(f"SAE: {name} must be {sae.w_enc.dtype} like w_enc; got {tensor.dtype}")
+
+
+def _check_rule(sae: SAE) -> None:
+    if sae.kind not in ("topk", "jumprelu", "standard"):
+        raise InputError(f"SAE: kind must be topk, jumprelu or standard; got {sae.kind!r}")
+    if sae.kind == "topk" and (sae.k is None or not 1 <= sae.k <= sae.d_sae):
+        raise InputError(f"SAE: a topk SAE needs 1 <= k <= d_sae = {sae.d_sae}; got k = {sae.k}")
+    if sae.kind == "jumprelu" and sae.threshold is None:
+        raise InputError("SAE: a jumprelu SAE needs a threshold per latent; got none")
+    if sae.input_norm not in ("none", "layer_norm", "constant_norm_rescale"):
+        raise InputError(
+            f"SAE: input_norm must be none, layer_norm or constant_norm_rescale; got {sae.input_norm!r}"
+        )
