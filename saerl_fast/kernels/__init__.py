@@ -1,0 +1,1 @@
+"""The Python side of the compiled and Triton kernels. Nothing here checks arguments; `ops` does."""

@@ -1,0 +1,110 @@
+"""Which implementation runs an operation: a pure function that returns reasons.
+
+A backend that was asked for must be able to run the call, or BackendUnavailable says why not. Without
+a wish, the first of the device's list that can run it does, and the reasons of those passed over are
+logged once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from saerl_fast.errors import BackendUnavailable, InputError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+NOT_WRITTEN = "not written for this operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an implementation needs to know to accept or refuse a call."""
+
+    device: str
+    """"cpu" or "cuda" (torch's device type)"""
+    k: int = 0
+    n_latents: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One body of one operation."""
+
+    run: Callable[..., Any]
+    refuses: Callable[[Call], str | None]
+    """The reason why this call cannot run here, or None."""
+
+
+Table = Mapping[str, Mapping[str, Implementation]]
+"""operation -> backend -> implementation"""
+
+_wish: ContextVar[str | None] = ContextVar("saerl_fast_backend", default=None)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Ask for one backend ("cuda", "triton", "cpu" or "reference") for every operation in the block.
+
+    Holds for this thread or task only. Raises InputError for an unknown name; the operations raise
+    BackendUnavailable where the backend cannot run them.
+    """
+    token = _wish.set(known_backend(name))
+    try:
+        yield
+    finally:
+        _wish.reset(token)
+
+
+def known_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+def wanted_backend(argument: str | None) -> str | None:
+    """The backend asked for: by argument, else by the enclosing `backend(...)` block, else none."""
+    return _wish.get() if argument is None else known_backend(argument)
+
+
+def pick(table: Table, op: str, call: Call, want: str | None) -> tuple[str, tuple[str, ...]]:
+    """The backend that runs `call`, and a reason for each one that was passed over before it."""
+    passed: list[str] = []
+    for name in (want,) if want else ORDER.get(call.device, ("reference",)):
+        reason = refusal(table, op, name, call)
+        if reason is None:
+            return name, tuple(passed)
+        passed.append(f"{name}: {reason}")
+    raise BackendUnavailable(
+        f"{op}: no backend can run this call on {call.device}. " + "; ".join(passed) + ". "
+        "Leave the backend open to let the library choose, or ask for 'reference', which always runs."
+    )
+
+
+def refusal(table: Table, op: str, name: str, call: Call) -> str | None:
+    """Why backend `name` cannot run `call`, or None if it can."""
+    implementation = table[op].get(name)
+    return NOT_WRITTEN if implementation is None else implementation.refuses(call)
+
+
+def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
+    """`pick`, with the argument and the enclosing block as the wish, and one line of log per fallback."""
+    name, passed = pick(table, op, call, wanted_backend(argument))
+    if passed:
+        _log_once(op, name, passed)
+    return name
+
+
+@functools.cache
+def _log_once(op: str, name: str, passed: tuple[str, ...]) -> None:
+    unwritten = all(reason.endswith(NOT_WRITTEN) for reason in passed)
+    logger.log(
+        logging.INFO if unwritten else logging.WARNING, "%s runs on %s (%s)", op, name, "; ".join(passed)
+    )

@@ -1,0 +1,110 @@
+"""Activations to sparse codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saerl_fast.errors import NonFiniteError, ShapeError
+from saerl_fast.ops import check
+from saerl_fast.ops.choice import Call, choose
+from saerl_fast.ops.codes import CsrRows, TopKCodes
+from saerl_fast.ops.table import TABLE
+
+
+def topk_encode(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    *,
+    b_dec: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_index: Tensor | None = None,
+    relu: bool = True,
+    backend: str | None = None,
+) -> TopKCodes:
+    """The k largest of h = scale * ((x - b_dec) w_enc^T + b_enc), row by row, then max(h, 0).
+
+    x [R, D]   w_enc [M, D]   b_enc [M]   b_dec [D]   scale [M]: float32, bfloat16, float16 or float64
+    row_index [N] int64: the rows of x that count, in this order (all R rows without it)
+    1 <= k <= M
+    -> values [N, k] float32, descending;  indices [N, k] int32
+
+    Scores are accumulated and compared in float32 (float64 for float64 input). Ties go to the lower
+    index, +inf comes first. A row with a NaN score gives NaN values and indices 0..k-1. `relu=False`
+    returns h itself; the choice is the same. Not differentiable: a backward pass through it raises.
+
+    Raises ShapeError, DtypeError, InputError (k, devices, row_index out of range) and, where `backend`
+    was asked for and cannot run the call, BackendUnavailable.
+    """
+    _check_encoder("topk_encode", x, w_enc, b_enc, b_dec, scale, row_index)
+    k = check.kept("topk_encode", k, w_enc.shape[0])
+    call = Call(x.device.type, k=k, n_latents=w_enc.shape[0])
+    name = choose(TABLE, "topk_encode", call, backend)
+    return TopKCodes(*TABLE["topk_encode"][name].run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu))
+
+
+def threshold_encode(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor | float,
+    *,
+    b_dec: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_index: Tensor | None = None,
+    backend: str | None = None,
+) -> CsrRows:
+    """All of h = scale * ((x - b_dec) w_enc^T + b_enc) with h > theta and h > 0, as sparse rows.
+
+    theta [M], or one number for all: JumpReLU has one per latent, BatchTopK one in all, ReLU has 0.
+    The other arguments are those of `topk_encode`.
+    -> CsrRows of N rows: indptr [N + 1] int64, indices [nnz] int32 ascending, values [nnz] float32
+
+    The comparison is strict: h = theta is not kept. A row with a NaN score gives one entry, index 0
+    with value NaN, so that it can be seen.
+    """
+    _check_encoder("threshold_encode", x, w_enc, b_enc, b_dec, scale, row_index)
+    if isinstance(theta, Tensor):
+        check.tensor("threshold_encode", "theta", theta, "[M]")
+        check.length("threshold_encode", "theta", theta, w_enc.shape[0], "to match w_enc")
+        check.same_device("threshold_encode", "x", x.device, theta=theta)
+        unordered = bool(theta.isnan().any())
+    else:
+        unordered = theta != theta
+    if unordered:
+        raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
+    name = choose(TABLE, "threshold_encode", Call(x.device.type, n_latents=w_enc.shape[0]), backend)
+    return CsrRows(*TABLE["threshold_encode"][name].run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def _check_encoder(
+    op: str,
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+) -> None:
+    check.tensor(op, "x", x, "[R, D]")
+    check.tensor(op, "w_enc", w_enc, "[M, D]")
+    check.columns(op, "w_enc", w_enc, x.shape[1], f"to match x {list(x.shape)}")
+    n_latents = w_enc.shape[0]
+    if n_latents == 0 or n_latents > check.INDEX_LIMIT:
+        raise ShapeError(f"{op}: w_enc must have 1 to {check.INDEX_LIMIT} latents; got {n_latents}")
+    check.tensor(op, "b_enc", b_enc, "[M]")
+    check.length(op, "b_enc", b_enc, n_latents, f"to match w_enc {list(w_enc.shape)}")
+    if b_dec is not None:
+        check.tensor(op, "b_dec", b_dec, "[D]")
+        check.length(op, "b_dec", b_dec, x.shape[1], f"to match x {list(x.shape)}")
+    if scale is not None:
+        check.tensor(op, "scale", scale, "[M]")
+        check.length(op, "scale", scale, n_latents, f"to match w_enc {list(w_enc.shape)}")
+    if row_index is not None:
+        check.tensor(op, "row_index", row_index, "[N]", (torch.int64,))
+        check.in_range(op, "row_index", row_index, x.shape[0], "rows of x")
+    check.same_device(
+        op, "x", x.device, w_enc=w_enc, b_enc=b_enc, b_dec=b_dec, scale=scale, row_index=row_index
+    )

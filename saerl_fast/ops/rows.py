@@ -1,0 +1,85 @@
+"""Operations on sparse rows: decode, project, pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saerl_fast.errors import DtypeError, InputError
+from saerl_fast.ops import check
+from saerl_fast.ops.choice import Call, choose
+from saerl_fast.ops.codes import CsrRows, TopKCodes
+from saerl_fast.ops.reference import PoolMode
+from saerl_fast.ops.table import TABLE
+
+POOL_MODES = ("mean", "max", "sum", "last", "count")
+
+
+def decode(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, *, backend: str | None = None) -> Tensor:
+    """The activations that the codes stand for: b_dec + sum of value * w_dec[index] over the kept latents.
+
+    codes of N rows   w_dec [M, D]   b_dec [D]: float32, bfloat16, float16 or float64
+    -> [N, D] float32 (float64 where w_dec or the values are)
+
+    Differentiable in codes.values, w_dec and b_dec. Raises ShapeError, DtypeError, InputError (an index
+    outside 0..M-1), BackendUnavailable.
+    """
+    check.tensor("decode", "w_dec", w_dec, "[M, D]")
+    check.tensor("decode", "b_dec", b_dec, "[D]")
+    check.length("decode", "b_dec", b_dec, w_dec.shape[1], f"to match w_dec {list(w_dec.shape)}")
+    check.sparse("decode", "codes", codes, w_dec.shape[0])
+    check.same_device("decode", "codes", codes.indices.device, w_dec=w_dec, b_dec=b_dec)
+    name = choose(TABLE, "decode", Call(w_dec.device.type, n_latents=w_dec.shape[0]), backend)
+    decoded: Tensor = TABLE["decode"][name].run(codes, w_dec, b_dec)
+    return decoded
+
+
+def project(csr: CsrRows, matrix: Tensor, *, backend: str | None = None) -> Tensor:
+    """csr [S, M] @ matrix [M, r], such as a truncated SVD of the features.
+
+    -> dense [S, r] float32. Raises ShapeError, DtypeError, InputError, BackendUnavailable.
+    """
+    check.tensor("project", "matrix", matrix, "[M, r]")
+    if not isinstance(csr, CsrRows):
+        raise DtypeError(f"project: csr must be CsrRows; got {type(csr).__name__}")
+    check.sparse("project", "csr", csr, matrix.shape[0])
+    check.same_device("project", "csr", csr.indices.device, matrix=matrix)
+    name = choose(TABLE, "project", Call(matrix.device.type, n_latents=matrix.shape[0]), backend)
+    projected: Tensor = TABLE["project"][name].run(csr, matrix)
+    return projected
+
+
+def segment_pool(
+    codes: TopKCodes | CsrRows,
+    offsets: Tensor,
+    n_latents: int,
+    mode: PoolMode = "mean",
+    *,
+    backend: str | None = None,
+) -> CsrRows:
+    """One sparse row per sample from the codes of its tokens, which lie in sample order.
+
+    offsets [S + 1] int64: sample s owns the tokens offsets[s] : offsets[s + 1]; it may own none
+    mode: "sum", "mean" (sum over all tokens of the sample / their number), "max", "last" (the last
+    token's codes), "count" (tokens in which the latent is not zero)
+    -> CsrRows of S rows, indices ascending, exact zeros left out
+
+    The result is that of pooling the dense [tokens, M] array in which absent latents are zero; "max" of
+    negative values is therefore zero as soon as one token lacks the latent. Sums run in token order in
+    float32: the same input gives the same bits. NaN stays NaN. The indices of one token must be distinct.
+
+    Raises ShapeError, DtypeError, InputError (offsets that fall or do not end at the number of tokens,
+    an index outside 0..n_latents-1, an unknown mode), BackendUnavailable.
+    """
+    if isinstance(n_latents, bool) or not isinstance(n_latents, int):
+        raise DtypeError(f"segment_pool: n_latents must be an int; got {type(n_latents).__name__}")
+    if not 1 <= n_latents <= check.INDEX_LIMIT:
+        raise InputError(f"segment_pool: n_latents must be from 1 to {check.INDEX_LIMIT}; got {n_latents}")
+    check.choice("segment_pool", "mode", mode, POOL_MODES)
+    check.sparse("segment_pool", "codes", codes, n_latents)
+    check.tensor("segment_pool", "offsets", offsets, "[S + 1]", (torch.int64,))
+    n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
+    check.offsets("segment_pool", "offsets", offsets, n_tokens, "the number of tokens")
+    check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
+    name = choose(TABLE, "segment_pool", Call(offsets.device.type, n_latents=n_latents), backend)
+    return CsrRows(*TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode))
