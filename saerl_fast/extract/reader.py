@@ -1,0 +1,197 @@
+"""The reader: a model up to the block that is read, and its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
+from saerl_fast.extract.capture import find_blocks, first_position, layer_of_hook, text_config
+from saerl_fast.sae import SAE
+
+logger = logging.getLogger(__name__)
+
+_PROBE_ELEMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model, its tokenizer, the block whose output is read, and the name to record."""
+
+    model: nn.Module
+    tokenizer: Any
+    layer: int
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest input the model's config allows, in tokens; None where it sets no limit."""
+        limit = getattr(text_config(self.model.config), "max_position_embeddings", None)
+        return None if limit is None else int(limit) - first_position(self.model)
+
+    @property
+    def pad_id(self) -> int:
+        """Any valid id will do: padding is masked out, never looked up by id."""
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return pad if pad is not None else eos if eos is not None else 0
+
+    def fingerprint(self) -> dict[str, str]:
+        """What changes the bits of the activations: configuration, weights, tokenizer."""
+        return {
+            "model": self.name,
+            "model_dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "model_weights": _probe_weights(find_blocks(self.model)[: self.layer + 1]),
+            "tokenizer": _hash_tokenizer(self.tokenizer),
+        }
+
+
+def make_reader(
+    model: nn.Module | str | os.PathLike[str],
+    sae: SAE,
+    *,
+    tokenizer: Any = None,
+    layer: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Reader:
+    """A reader for the SAE: from a model object, a folder, or a hub id.
+
+    layer: the block to read; by default the one in the SAE's metadata. From a path only the blocks up
+    to that layer are loaded, and the tokenizer comes with it. An object is used as it is and needs a tokenizer.
+
+    Raises ModelMismatchError where model, layer and SAE cannot fit. Warns (MismatchWarning) where the
+    SAE says that it was made for another model or layer.
+    """
+    if layer is None:
+        if sae.hook_name is None:
+            raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
+        layer = layer_of_hook(sae.hook_name)
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise InputError("a model object needs tokenizer=...; only a path or an id brings its own")
+        if device is not None or dtype is not None:
+            raise InputError("device and dtype apply to a model given by path; move the model object yourself")
+        loaded, name = model, str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    else:
+        name = os.fspath(model)
+        loaded = load_blocks(name, layer, device=device, dtype=dtype)
+        tokenizer = _load_tokenizer(name) if tokenizer is None else tokenizer
+    reader = Reader(loaded, tokenizer, layer, name)
+    _check_fit(reader, sae)
+    return reader
+
+
+def load_blocks(
+    name: str, layer: int, *, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
+) -> nn.Module:
+    """A pretrained model without its head and without the blocks above ``layer``, in eval mode.
+
+    device: default CUDA where there is one. dtype: default the checkpoint's on CUDA, float32 on a CPU.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(name)
+    inner = text_config(config)
+    if not 0 <= layer < inner.num_hidden_layers:
+        raise ModelMismatchError(f"layer {layer} is out of range: {name} has blocks 0 to {inner.num_hidden_layers - 1}")
+    inner.num_hidden_layers = layer + 1
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[: layer + 1]
+    target = torch.device(device) if device is not None else _default_device()
+    wanted = dtype if dtype is not None else ("auto" if target.type == "cuda" else torch.float32)
+    with _without_load_report():
+        model = AutoModel.from_pretrained(name, config=config, dtype=wanted)
+    return model.to(target).eval()  # type: ignore[no-any-return]
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+class _without_load_report:
+    """transformers reports every tensor of the blocks we leave out as unexpected; that is what we asked for."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("transformers.modeling_utils")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exc: object) -> None:
+        self._logger.setLevel(self._level)
+
+
+def _check_fit(reader: Reader, sae: SAE) -> None:
+    config = text_config(reader.model.config)
+    width = int(config.hidden_size)
+    if width != sae.d_in:
+        raise ModelMismatchError(
+            f"the SAE reads activations of width {sae.d_in}, {reader.name} has width {width}"
+            + (f"; the SAE was trained on {sae.model_name}" if sae.model_name else "")
+        )
+    blocks = len(find_blocks(reader.model))
+    if not 0 <= reader.layer < blocks:
+        raise ModelMismatchError(f"layer {reader.layer} is out of range: {reader.name} has blocks 0 to {blocks - 1}")
+    if sae.model_name and not _same_model(sae.model_name, reader.name):
+        warnings.warn(
+            f"the SAE was trained on {sae.model_name}, the model read is {reader.name}; "
+            "features may mean nothing. Check explained variance before relying on them.",
+            MismatchWarning,
+            stacklevel=4,
+        )
+    trained_on = layer_of_hook(sae.hook_name) if sae.hook_name else reader.layer
+    if trained_on != reader.layer:
+        warnings.warn(
+            f"the SAE was trained on the output of block {trained_on}, block {reader.layer} is read",
+            MismatchWarning,
+            stacklevel=4,
+        )
+
+
+def _same_model(trained_on: str, read: str) -> bool:
+    """Whether a part of the path read ends in the model's own name (hub ids, cache folders, local copies)."""
+    wanted = _plain(trained_on.rstrip("/").split("/")[-1])
+    return any(_plain(part).endswith(wanted) for part in Path(read).parts)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _probe_weights(blocks: nn.ModuleList) -> str:
+    """SHA-256 over names, shapes and an even sample of each parameter: cheap, and sees any training step."""
+    digest = hashlib.sha256()
+    for name, parameter in blocks.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _PROBE_ELEMENTS)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(sample.tobytes())
+    return digest.hexdigest()
+
+
+def _hash_tokenizer(tokenizer: Any) -> str:
+    if getattr(tokenizer, "is_fast", False):
+        content = tokenizer.backend_tokenizer.to_str()
+    else:
+        content = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    template = getattr(tokenizer, "chat_template", None)
+    return hashlib.sha256(json.dumps([content, template]).encode()).hexdigest()
