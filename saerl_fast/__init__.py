@@ -32,7 +32,21 @@ _HOME = {
     "errors": "saerl_fast.errors",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [
+    "SAE",
+    "BatchPlan",
+    "DifficultyProxy",
+    "QualityProbe",
+    "SparseFeatures",
+    "StreamingKMeans",
+    "__version__",
+    "errors",
+    "featurize",
+    "load_features",
+    "load_sae",
+    "make_plan",
+    "ops",
+]
 
 if TYPE_CHECKING:
     from saerl_fast import errors, ops

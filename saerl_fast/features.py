@@ -50,8 +50,7 @@ class SparseFeatures:
         for name, length in wanted.items():
             if len(getattr(self, name)) != length:
                 raise ShapeError(
-                    f"SparseFeatures: {name} must have {length} entries for {rows} rows; "
-                    f"got {len(getattr(self, name))}"
+                    f"SparseFeatures: {name} must have {length} entries for {rows} rows; got {len(getattr(self, name))}"
                 )
         if len(self.indices) != len(self.values) or len(self.indices) != int(self.indptr[-1]):
             raise ShapeError(
@@ -210,9 +209,7 @@ class SparseFeatures:
         note = (read_header(path).get("__metadata__") or {}).get("saerl_fast")
         if not isinstance(note, str):
             raise FormatError(f"{path}: not a features file: its header has no saerl_fast entry")
-        return SparseFeatures.from_tensors(
-            read_tensors(path), parse_json(note.encode(), str(path)), origin=str(path)
-        )
+        return SparseFeatures.from_tensors(read_tensors(path), parse_json(note.encode(), str(path)), origin=str(path))
 
     def describe(self) -> str:
         """What is neither an array nor an id, as JSON."""
@@ -225,9 +222,7 @@ class SparseFeatures:
         )
 
     @staticmethod
-    def from_tensors(
-        tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], origin: str
-    ) -> SparseFeatures:
+    def from_tensors(tensors: Mapping[str, torch.Tensor], note: Mapping[str, Any], origin: str) -> SparseFeatures:
         """The opposite of ``to_tensors`` and ``describe``; every array is checked."""
         if note.get("format_version") != FORMAT_VERSION:
             raise FormatError(

@@ -110,13 +110,9 @@ class SAE:
         if self.kind == "topk":
             if self.k is None:  # pragma: no cover - refused at construction
                 raise InputError("a topk SAE needs k")
-            return ops.topk_encode(
-                x, self.w_enc, self.b_enc, self.k, b_dec=bias, scale=scale, row_index=row_index
-            )
+            return ops.topk_encode(x, self.w_enc, self.b_enc, self.k, b_dec=bias, scale=scale, row_index=row_index)
         theta: Tensor | float = self.threshold if self.threshold is not None else 0.0
-        return ops.threshold_encode(
-            x, self.w_enc, self.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index
-        )
+        return ops.threshold_encode(x, self.w_enc, self.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index)
 
     def decode(self, codes: TopKCodes | CsrRows) -> Tensor:
         """The reconstruction [N, D] in the (normalised) input space of the SAE."""
@@ -128,9 +124,7 @@ class SAE:
     def weights_hash(self) -> str:
         """SHA-256 over kind, settings and every weight; two SAEs with one hash give the same features."""
         digest = hashlib.sha256(
-            repr(
-                (self.kind, self.k, self.apply_b_dec, self.rescale_by_decoder_norm, self.input_norm)
-            ).encode()
+            repr((self.kind, self.k, self.apply_b_dec, self.rescale_by_decoder_norm, self.input_norm)).encode()
         )
         for name, tensor in self._tensors().items():
             if tensor is not None:
@@ -176,9 +170,7 @@ def _check_shapes(sae: SAE) -> None:
     for name, shape in wanted.items():
         got = tuple(getattr(sae, name).shape)
         if got != shape:
-            raise ShapeError(
-                f"SAE: {name} must be {list(shape)} to match w_enc {[latents, width]}; got {list(got)}"
-            )
+            raise ShapeError(f"SAE: {name} must be {list(shape)} to match w_enc {[latents, width]}; got {list(got)}")
     for name, tensor in sae._tensors().items():
         if tensor is not None and (tensor.dtype != sae.w_enc.dtype or not tensor.is_floating_point()):
             raise DtypeError(f"SAE: {name} must be {sae.w_enc.dtype} like w_enc; got {tensor.dtype}")
@@ -192,6 +184,4 @@ def _check_rule(sae: SAE) -> None:
     if sae.kind == "jumprelu" and sae.threshold is None:
         raise InputError("SAE: a jumprelu SAE needs a threshold per latent; got none")
     if sae.input_norm not in ("none", "layer_norm", "constant_norm_rescale"):
-        raise InputError(
-            f"SAE: input_norm must be none, layer_norm or constant_norm_rescale; got {sae.input_norm!r}"
-        )
+        raise InputError(f"SAE: input_norm must be none, layer_norm or constant_norm_rescale; got {sae.input_norm!r}")

@@ -20,9 +20,7 @@ from saerl_fast.extract.batching import Batch
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_IN_HOOK = re.compile(
-    r"(?:^|\.)(?:blocks|layers|layer|h|block)\.(\d+)(?:\.hook_resid_post|\.output)?$"
-)
+_BLOCK_IN_HOOK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|h|block)\.(\d+)(?:\.hook_resid_post|\.output)?$")
 
 
 class _Captured(Exception):

@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,15 @@ _PROBE_ELEMENTS = 1024
 class Reader:
     """A model, its tokenizer, the block whose output is read, and the name to record."""
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     layer: int
     name: str
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def max_positions(self) -> int | None:
@@ -54,7 +57,9 @@ class Reader:
         return {
             "model": self.name,
             "model_dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            "model_weights": _probe_weights(find_blocks(self.model)[: self.layer + 1]),
+            "model_weights": _probe_weights(
+                self.model.get_input_embeddings(), *find_blocks(self.model)[: self.layer + 1]
+            ),
             "tokenizer": _hash_tokenizer(self.tokenizer),
         }
 
@@ -113,7 +118,7 @@ def load_blocks(
         inner.layer_types = inner.layer_types[: layer + 1]
     target = torch.device(device) if device is not None else _default_device()
     wanted = dtype if dtype is not None else ("auto" if target.type == "cuda" else torch.float32)
-    with _without_load_report():
+    with _quiet_loading():
         model = AutoModel.from_pretrained(name, config=config, dtype=wanted)
     return model.to(target).eval()  # type: ignore[no-any-return]
 
@@ -128,16 +133,20 @@ def _load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(name)
 
 
-class _without_load_report:
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
     """transformers reports every tensor of the blocks we leave out as unexpected; that is what we asked for."""
+    from transformers.utils import logging as reporting
 
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("transformers.modeling_utils")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exc: object) -> None:
-        self._logger.setLevel(self._level)
+    level, bar = reporting.get_verbosity(), reporting.is_progress_bar_enabled()
+    reporting.set_verbosity_error()
+    reporting.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reporting.set_verbosity(level)
+        if bar:
+            reporting.enable_progress_bar()
 
 
 def _check_fit(reader: Reader, sae: SAE) -> None:
@@ -177,10 +186,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _probe_weights(blocks: nn.ModuleList) -> str:
+def _probe_weights(*modules: nn.Module) -> str:
     """SHA-256 over names, shapes and an even sample of each parameter: cheap, and sees any training step."""
     digest = hashlib.sha256()
-    for name, parameter in blocks.named_parameters():
+    for name, parameter in (found for module in modules for found in module.named_parameters()):
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _PROBE_ELEMENTS)].float().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
@@ -190,7 +199,9 @@ def _probe_weights(blocks: nn.ModuleList) -> str:
 
 def _hash_tokenizer(tokenizer: Any) -> str:
     if getattr(tokenizer, "is_fast", False):
-        content = tokenizer.backend_tokenizer.to_str()
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        # how the last call padded and truncated is no part of what the tokenizer is
+        content = json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True)
     else:
         content = json.dumps(tokenizer.get_vocab(), sort_keys=True)
     template = getattr(tokenizer, "chat_template", None)

@@ -64,9 +64,7 @@ def tokenize(texts: Sequence[Text], tokenizer: Any, limit: int, *, include_speci
             else:
                 done[row] = TokenizedText(NOTHING, NOTHING.astype(bool), "invalid")
         else:
-            raise DtypeError(
-                f"text {row} must be a string, a list of chat messages or None; got {type(text).__name__}"
-            )
+            raise DtypeError(f"text {row} must be a string, a list of chat messages or None; got {type(text).__name__}")
     if plain:
         encoded = tokenizer(
             [texts[row] for row in plain],

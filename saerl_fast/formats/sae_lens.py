@@ -51,7 +51,9 @@ def load_sae(
             "Pickled weights (.pt, .bin, .ckpt) are never loaded."
         )
     if not folder.is_dir():
-        raise FormatError(f"{folder}: no such folder; a sae-lens folder with {CONFIG_FILE} and {WEIGHTS_FILE} is wanted")
+        raise FormatError(
+            f"{folder}: no such folder; a sae-lens folder with {CONFIG_FILE} and {WEIGHTS_FILE} is wanted"
+        )
     config = read_json(folder / CONFIG_FILE)
     _refuse_pickled_weights(folder)
     kind = _kind(folder, config)
@@ -97,9 +99,7 @@ def _kind(folder: Path, config: dict[str, Any]) -> Kind:
         )
     architecture = config.get("architecture")
     if architecture not in _TENSORS:
-        raise FormatError(
-            f"{folder}: architecture {architecture!r} is not supported; supported are {sorted(_TENSORS)}"
-        )
+        raise FormatError(f"{folder}: architecture {architecture!r} is not supported; supported are {sorted(_TENSORS)}")
     return cast(Kind, architecture)
 
 

@@ -1,0 +1,58 @@
+"""The shell commands: saerl featurize | evaluate | plan | env | demo.
+
+Each command is one module with ``add`` (its options) and ``run`` (its work). Nothing heavy is imported
+before a command runs, so that ``saerl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from saerl_fast import __version__
+from saerl_fast.cli.config import apply_config
+from saerl_fast.errors import SaerlError
+
+COMMANDS = ("featurize", "evaluate", "plan", "env", "demo")
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser and its subparsers by command."""
+    parser = argparse.ArgumentParser(
+        prog="saerl",
+        description="Steer RL post-training by what a model's own activations say about its data.",
+    )
+    parser.add_argument("--version", action="version", version=f"saerl_fast {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found = {}
+    for name in COMMANDS:
+        module = importlib.import_module(f"saerl_fast.cli.{name}")
+        command = subparsers.add_parser(name, help=module.SUMMARY, description=module.__doc__)
+        command.add_argument("--config", metavar="FILE", help="YAML file of options; the command line wins over it")
+        module.add(command)
+        found[name] = command
+    return parser, found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 for a failed check, 2 for an error that the message explains."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = build_parser()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "transformers", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        apply_config(words, commands)
+        args = parser.parse_args(words)
+        module = importlib.import_module(f"saerl_fast.cli.{args.command}")
+        code: int = module.run(args)
+    except SaerlError as error:
+        print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("saerl: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return code

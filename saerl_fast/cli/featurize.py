@@ -1,0 +1,77 @@
+"""Read a table of texts, write a folder of SAE features. A run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+SUMMARY = "texts to SAE features"
+
+logger = logging.getLogger(__name__)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help=".jsonl, .jsonl.gz, .csv, .parquet, or a hub dataset id")
+    parser.add_argument("--text-field", required=True, help="column of texts, or of chat messages")
+    parser.add_argument("--model", required=True, help="reader model: a folder or a hub id")
+    parser.add_argument("--sae", required=True, help="SAE folder (sae-lens form)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--layer", type=int, help="block to read, from 0 (default: the SAE's own hook)")
+    parser.add_argument("--pool", default="mean", choices=["mean", "max", "sum", "last", "count"])
+    parser.add_argument("--max-length", type=int, help="cut texts at this many tokens")
+    parser.add_argument("--keep-hidden", action="store_true", help="also keep mean hidden states (for evaluate)")
+    parser.add_argument("--include-special", action="store_true", help="pool BOS, EOS, CLS and SEP too")
+    parser.add_argument("--tokens-per-batch", type=int, help="padded tokens of one forward pass")
+    parser.add_argument("--shard-rows", type=int, default=1024, help="rows per shard (default 1024)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    parser.add_argument("--on-nonfinite", default="raise", choices=["raise", "mark"])
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from saerl_fast.errors import InputError
+    from saerl_fast.extract.inputs import hash_file, read_table
+    from saerl_fast.featurize import featurize
+
+    rows = read_table(args.data)
+    if args.text_field not in rows[0]:
+        raise InputError(f"{args.data} has no column {args.text_field!r}; it has {sorted(rows[0])}")
+    ids, id_field = choose_ids(rows)
+    source: dict[str, Any] = {"data": args.data, "text_field": args.text_field, "id_field": id_field}
+    if Path(args.data).is_file():
+        source |= {"data": str(Path(args.data).resolve()), "sha256": hash_file(args.data)}
+    features = featurize(
+        [row.get(args.text_field) for row in rows],
+        args.model,
+        args.sae,
+        layer=args.layer,
+        pool=args.pool,
+        max_length=args.max_length,
+        keep_hidden=args.keep_hidden,
+        include_special=args.include_special,
+        tokens_per_batch=args.tokens_per_batch,
+        shard_rows=args.shard_rows,
+        device=args.device,
+        on_nonfinite=args.on_nonfinite,
+        ids=ids,
+        columns=[{k: v for k, v in row.items() if k != args.text_field} for row in rows],
+        source=source,
+        out=args.out,
+    )
+    counts = ", ".join(f"{n} {status}" for status, n in features.status_counts().items())
+    mean = features.nnz / max(1, len(features))
+    print(f"{args.out}: {len(features)} rows ({counts}), {mean:.1f} of {features.n_features} features a row")
+    return 0
+
+
+def choose_ids(rows: list[dict[str, Any]]) -> tuple[list[str | int], str | None]:
+    """The column ``id`` where it names every row once, else row numbers; and which it was."""
+    found = [row.get("id") for row in rows]
+    good = all(isinstance(i, str) or type(i) is int for i in found)
+    if good and len(set(found)) == len(found):
+        return [i for i in found if i is not None], "id"
+    if any(i is not None for i in found):
+        logger.warning("column id does not name every row once; rows are numbered from 0 instead")
+    return list(range(len(rows))), None
