@@ -229,8 +229,13 @@ class SparseFeatures:
                 f"{origin}: format version {note.get('format_version')!r}; this release reads {FORMAT_VERSION}"
             )
         wanted = {
-            "indptr": "int64", "indices": "int32", "values": None, "n_tokens": "int32", "status": "uint8", "ids": "uint8",
-        }  # fmt: skip
+            "indptr": "int64",
+            "indices": "int32",
+            "values": None,
+            "n_tokens": "int32",
+            "status": "uint8",
+            "ids": "uint8",
+        }
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         for name, dtype in wanted.items():
             if name not in arrays or arrays[name].ndim != 1 or (dtype and str(arrays[name].dtype) != dtype):

@@ -130,7 +130,7 @@ class SAE:
             if tensor is not None:
                 raw = tensor.detach().cpu().contiguous()
                 digest.update(f"{name} {tuple(raw.shape)} {raw.dtype}".encode())
-                digest.update(memoryview(raw.view(torch.uint8).numpy().reshape(-1)))
+                digest.update(raw.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _tensors(self) -> dict[str, Tensor | None]:
@@ -140,7 +140,7 @@ class SAE:
     @cached_property
     def latent_scale(self) -> Tensor | None:
         """The factor [M] on each pre-activation: the decoder norms, or None for one everywhere."""
-        return self.w_dec.norm(dim=-1) if self.rescale_by_decoder_norm else None
+        return torch.linalg.vector_norm(self.w_dec, dim=-1) if self.rescale_by_decoder_norm else None
 
     def prepare(self, x: Tensor) -> Tensor:
         """x as the encoder sees it before b_dec: heads flattened, SAE dtype, normalised; [R, D]."""

@@ -64,5 +64,15 @@ def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, devi
     positions = np.maximum(np.cumsum(attention, axis=1) - 1, 0)
     offsets = np.concatenate([[0], np.cumsum(pooled.sum(axis=1))])
     tensors = (input_ids, attention, positions, np.flatnonzero(pooled), offsets)
-    on_device = [torch.from_numpy(np.ascontiguousarray(t)).to(device, non_blocking=True) for t in tensors]
-    return Batch(*on_device, left_padded=bool((attention[:, 0] == 0).any()))
+
+    def on_device(array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    return Batch(
+        input_ids=on_device(input_ids),
+        attention_mask=on_device(attention),
+        position_ids=on_device(positions),
+        kept=on_device(np.flatnonzero(pooled)),
+        offsets=on_device(offsets),
+        left_padded=bool((attention[:, 0] == 0).any()),
+    )

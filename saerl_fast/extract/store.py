@@ -6,7 +6,7 @@
 
 The manifest comes first and names the job by a fingerprint of everything that changes bits. A shard is
 written under a temporary name, synced, linked to its final name (a link never replaces a file), and
-the folder is synced. Its header carries its number, its rows, the job and the SHA-256 of its data. DONE
+the folder is synced. Its header carries its number, its rows, the job and the SHA-256 of its content. DONE
 comes last, with the hash over all shards. What stands under a final name is complete; what is missing
 is computed again.
 """
@@ -156,10 +156,12 @@ class StoreWriter:
             "shard": shard,
             "rows": [span.start, span.stop],
             "job": self.job.digest,
-            "sha256": _hash_tensors(tensors),
             "batches": [list(batch) for batch in batches],
         }
-        content = save(tensors, metadata={"saerl_fast": features.describe(), "shard": json.dumps(note)})
+        note["features"] = features.describe()
+        note["sha256"] = _hash_shard(tensors, note)
+        # one key only: safetensors writes several in an order that differs from run to run
+        content = save(tensors, metadata={"saerl_fast": json.dumps(note)})
         _write_once(_shard_path(self.folder, shard), content)
 
     def finish(self) -> None:
@@ -209,15 +211,14 @@ def read_shards(folder: str | os.PathLike[str], *, allow_partial: bool = False) 
 def read_shard(folder: Path, job: Job, shard: int) -> SparseFeatures:
     """One shard, checked."""
     path = _shard_path(folder, shard)
-    metadata = read_header(path).get("__metadata__") or {}
-    note = parse_json(str(metadata.get("shard", "{}")).encode(), str(path))
+    note = _read_note(path)
     span = job.span(shard)
     if note.get("shard") != shard or note.get("rows") != [span.start, span.stop] or note.get("job") != job.digest:
         raise CorruptStoreError(f"{path}: not shard {shard} of this job; its header says {note.get('shard')!r}")
     tensors = read_tensors(path)
-    if _hash_tensors(tensors) != note.get("sha256"):
-        raise CorruptStoreError(f"{path}: data does not match its SHA-256; delete the file and run again")
-    description = parse_json(str(metadata.get("saerl_fast", "{}")).encode(), str(path))
+    if _hash_shard(tensors, note) != note.get("sha256"):
+        raise CorruptStoreError(f"{path}: content does not match its SHA-256; delete the file and run again")
+    description = parse_json(str(note.get("features")).encode(), str(path))
     features = SparseFeatures.from_tensors(tensors, description, origin=str(path))
     if len(features) != len(span):
         raise CorruptStoreError(f"{path}: {len(features)} rows where {len(span)} belong")
@@ -286,12 +287,20 @@ def _write_once(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
-def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _read_note(path: Path) -> dict[str, Any]:
+    metadata = read_header(path).get("__metadata__")
+    note = metadata.get("saerl_fast") if isinstance(metadata, dict) else None
+    return parse_json(str(note).encode(), str(path))
+
+
+def _hash_shard(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
+    """Over everything a shard says: its arrays and its note."""
+    stated = {key: value for key, value in note.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name].contiguous().numpy()
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(memoryview(array.reshape(-1)).cast("B") if array.size else b"")
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -299,8 +308,7 @@ def _hash_all(folder: Path, job: Job) -> str:
     digest = hashlib.sha256(job.digest.encode())
     for shard in range(job.shards):
         read_shard(folder, job, shard)
-        metadata = read_header(_shard_path(folder, shard))["__metadata__"]
-        digest.update(parse_json(metadata["shard"].encode(), f"shard {shard}")["sha256"].encode())
+        digest.update(str(_read_note(_shard_path(folder, shard))["sha256"]).encode())
     return digest.hexdigest()
 
 

