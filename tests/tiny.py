@@ -8,51 +8,10 @@ from saerl_fast.sae import SAE
 
 WIDTH = 32
 LAYERS = 4
-WORDS = [
-    "a",
-    "train",
-    "leaves",
-    "the",
-    "station",
-    "at",
-    "nine",
-    "and",
-    "travels",
-    "west",
-    "how",
-    "many",
-    "apples",
-    "does",
-    "Mary",
-    "have",
-    "left",
-    "if",
-    "she",
-    "gives",
-    "away",
-    "three",
-    "of",
-    "her",
-    "twelve",
-    "apples",
-    "find",
-    "the",
-    "sum",
-    "of",
-    "all",
-    "integers",
-    "between",
-    "one",
-    "and",
-    "ten",
-    "solve",
-    "for",
-    "x",
-    "in",
-    "the",
-    "equation",
-    "below",
-]
+WORDS = (
+    "a train leaves the station at nine and travels west how many apples does Mary have left if she gives away three "
+    "of her twelve apples find the sum of all integers between one and ten solve for x in the equation below"
+).split()
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
 
 

@@ -63,7 +63,6 @@ def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, devi
         pooled[row, span] = text.pooled
     positions = np.maximum(np.cumsum(attention, axis=1) - 1, 0)
     offsets = np.concatenate([[0], np.cumsum(pooled.sum(axis=1))])
-    tensors = (input_ids, attention, positions, np.flatnonzero(pooled), offsets)
 
     def on_device(array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

