@@ -86,14 +86,10 @@ def offsets(op: str, name: str, value: Tensor, total: int, what: str) -> None:
     if value.shape[0] == 0:
         raise ShapeError(f"{op}: {name} must have at least one element; got none. No rows is [0]")
     if int(value[0]) != 0 or int(value[-1]) != total:
-        raise InputError(
-            f"{op}: {name} must run from 0 to {total} ({what}); got {int(value[0])} to {int(value[-1])}"
-        )
+        raise InputError(f"{op}: {name} must run from 0 to {total} ({what}); got {int(value[0])} to {int(value[-1])}")
     if bool((value.diff() < 0).any()):
         at = int((value.diff() < 0).nonzero()[0])
-        raise InputError(
-            f"{op}: {name} must never fall; got {int(value[at])} before {int(value[at + 1])} at {at}"
-        )
+        raise InputError(f"{op}: {name} must never fall; got {int(value[at])} before {int(value[at + 1])} at {at}")
 
 
 def sparse(op: str, name: str, codes: object, n_latents: int) -> TopKCodes | CsrRows:

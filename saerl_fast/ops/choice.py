@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saerl_fast.errors import BackendUnavailable, InputError
+from saerl_fast.kernels.fork import go_serial_after_fork
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ class Call:
 
     device: str
     """"cpu" or "cuda" (torch's device type)"""
+    float64: bool = False
+    """Some input is float64, so that the work is to be done in float64."""
     k: int = 0
-    n_latents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,10 @@ def pick(table: Table, op: str, call: Call, want: str | None) -> tuple[str, tupl
         if reason is None:
             return name, tuple(passed)
         passed.append(f"{name}: {reason}")
+    asked = f"{want!r} was asked for, but cannot run this call" if want else "no backend can run this call"
     raise BackendUnavailable(
-        f"{op}: no backend can run this call on {call.device}. " + "; ".join(passed) + ". "
-        "Leave the backend open to let the library choose, or ask for 'reference', which always runs."
+        f"{op}: {asked} on {call.device}. {'; '.join(passed)}. "
+        "Leave the backend open to let the library choose; 'reference' runs everything"
     )
 
 
@@ -96,6 +99,8 @@ def refusal(table: Table, op: str, name: str, call: Call) -> str | None:
 
 def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
     """`pick`, with the argument and the enclosing block as the wish, and one line of log per fallback."""
+    if call.device == "cpu":
+        go_serial_after_fork()
     name, passed = pick(table, op, call, wanted_backend(argument))
     if passed:
         _log_once(op, name, passed)
@@ -105,6 +110,4 @@ def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
 @functools.cache
 def _log_once(op: str, name: str, passed: tuple[str, ...]) -> None:
     unwritten = all(reason.endswith(NOT_WRITTEN) for reason in passed)
-    logger.log(
-        logging.INFO if unwritten else logging.WARNING, "%s runs on %s (%s)", op, name, "; ".join(passed)
-    )
+    logger.log(logging.INFO if unwritten else logging.WARNING, "%s runs on %s (%s)", op, name, "; ".join(passed))

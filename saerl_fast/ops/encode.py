@@ -9,6 +9,7 @@ from saerl_fast.errors import NonFiniteError, ShapeError
 from saerl_fast.ops import check
 from saerl_fast.ops.choice import Call, choose
 from saerl_fast.ops.codes import CsrRows, TopKCodes
+from saerl_fast.ops.library import check_row_index, topk_encode_op
 from saerl_fast.ops.table import TABLE
 
 
@@ -40,9 +41,7 @@ def topk_encode(
     """
     _check_encoder("topk_encode", x, w_enc, b_enc, b_dec, scale, row_index)
     k = check.kept("topk_encode", k, w_enc.shape[0])
-    call = Call(x.device.type, k=k, n_latents=w_enc.shape[0])
-    name = choose(TABLE, "topk_encode", call, backend)
-    return TopKCodes(*TABLE["topk_encode"][name].run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu))
+    return TopKCodes(*topk_encode_op(x, w_enc, b_enc, k, b_dec, scale, row_index, relu, backend))
 
 
 def threshold_encode(
@@ -75,7 +74,8 @@ def threshold_encode(
         unordered = theta != theta
     if unordered:
         raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
-    name = choose(TABLE, "threshold_encode", Call(x.device.type, n_latents=w_enc.shape[0]), backend)
+    check_row_index("threshold_encode", row_index, x)
+    name = choose(TABLE, "threshold_encode", Call(x.device.type), backend)
     return CsrRows(*TABLE["threshold_encode"][name].run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
 
 
@@ -104,7 +104,4 @@ def _check_encoder(
         check.length(op, "scale", scale, n_latents, f"to match w_enc {list(w_enc.shape)}")
     if row_index is not None:
         check.tensor(op, "row_index", row_index, "[N]", (torch.int64,))
-        check.in_range(op, "row_index", row_index, x.shape[0], "rows of x")
-    check.same_device(
-        op, "x", x.device, w_enc=w_enc, b_enc=b_enc, b_dec=b_dec, scale=scale, row_index=row_index
-    )
+    check.same_device(op, "x", x.device, w_enc=w_enc, b_enc=b_enc, b_dec=b_dec, scale=scale, row_index=row_index)

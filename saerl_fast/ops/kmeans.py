@@ -37,7 +37,7 @@ def kmeans_assign(
     n_latents = centroids.shape[1]
     _check_rows("kmeans_assign", rows, n_latents, f"to match centroids {list(centroids.shape)}")
     check.same_device("kmeans_assign", "rows", _device(rows), centroids=centroids)
-    name = choose(TABLE, "kmeans_assign", Call(centroids.device.type, n_latents=n_latents), backend)
+    name = choose(TABLE, "kmeans_assign", Call(centroids.device.type), backend)
     labels, score = TABLE["kmeans_assign"][name].run(rows, centroids, metric)
     if bool(score.isnan().any()):
         bad = score.isnan().nonzero()[:, 0]
@@ -78,7 +78,7 @@ def kmeans_update(
     check.length("kmeans_update", "labels", labels, n_rows, "to match rows")
     check.in_range("kmeans_update", "labels", labels, n_clusters, "clusters")
     check.same_device("kmeans_update", "rows", _device(rows), labels=labels)
-    name = choose(TABLE, "kmeans_update", Call(labels.device.type, n_latents=n_latents), backend)
+    name = choose(TABLE, "kmeans_update", Call(labels.device.type), backend)
     sums, counts = TABLE["kmeans_update"][name].run(rows, labels, n_clusters, n_latents)
     return sums, counts
 

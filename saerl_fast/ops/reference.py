@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saerl_fast.kernels.precision import full_float32
 from saerl_fast.ops.codes import CsrRows, TopKCodes
-from saerl_fast.ops.precision import full_float32
 
 BLOCK_NUMBERS = 2**24
 """Upper bound on the numbers in one dense block (64 MB of float32)."""
@@ -30,9 +30,7 @@ def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-def scores(
-    x: Tensor, w_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None = None, scale: Tensor | None = None
-) -> Tensor:
+def scores(x: Tensor, w_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
     """h = scale * ((x - b_dec) w_enc^T + b_enc), in float32 at least."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, w_enc.dtype), torch.float32)
     centred = x.to(dtype) if b_dec is None else x.to(dtype) - b_dec.to(dtype)
@@ -171,9 +169,7 @@ def kmeans_assign(rows: Tensor | CsrRows, centroids: Tensor, metric: Metric) -> 
     return labels, score
 
 
-def kmeans_update(
-    rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: int
-) -> tuple[Tensor, Tensor]:
+def kmeans_update(rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: int) -> tuple[Tensor, Tensor]:
     """Per cluster, the sum of its rows (added in row order) and their number."""
     counts = torch.bincount(labels, minlength=n_clusters)
     if isinstance(rows, CsrRows):

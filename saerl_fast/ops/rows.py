@@ -29,7 +29,7 @@ def decode(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, *, backend:
     check.length("decode", "b_dec", b_dec, w_dec.shape[1], f"to match w_dec {list(w_dec.shape)}")
     check.sparse("decode", "codes", codes, w_dec.shape[0])
     check.same_device("decode", "codes", codes.indices.device, w_dec=w_dec, b_dec=b_dec)
-    name = choose(TABLE, "decode", Call(w_dec.device.type, n_latents=w_dec.shape[0]), backend)
+    name = choose(TABLE, "decode", Call(w_dec.device.type), backend)
     decoded: Tensor = TABLE["decode"][name].run(codes, w_dec, b_dec)
     return decoded
 
@@ -44,7 +44,7 @@ def project(csr: CsrRows, matrix: Tensor, *, backend: str | None = None) -> Tens
         raise DtypeError(f"project: csr must be CsrRows; got {type(csr).__name__}")
     check.sparse("project", "csr", csr, matrix.shape[0])
     check.same_device("project", "csr", csr.indices.device, matrix=matrix)
-    name = choose(TABLE, "project", Call(matrix.device.type, n_latents=matrix.shape[0]), backend)
+    name = choose(TABLE, "project", Call(matrix.device.type), backend)
     projected: Tensor = TABLE["project"][name].run(csr, matrix)
     return projected
 
@@ -81,5 +81,5 @@ def segment_pool(
     n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
     check.offsets("segment_pool", "offsets", offsets, n_tokens, "the number of tokens")
     check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
-    name = choose(TABLE, "segment_pool", Call(offsets.device.type, n_latents=n_latents), backend)
+    name = choose(TABLE, "segment_pool", Call(offsets.device.type), backend)
     return CsrRows(*TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode))

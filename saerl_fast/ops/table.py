@@ -1,21 +1,45 @@
-"""The table op x backend: which bodies exist."""
+"""The table op x backend: which bodies exist, and what each one refuses."""
 
 from __future__ import annotations
 
+from saerl_fast.kernels import native, topk_cpu, topk_cuda
 from saerl_fast.ops import reference
-from saerl_fast.ops.choice import Implementation, Table
+from saerl_fast.ops.choice import Call, Implementation, Table
 
 
-def _always(_: object) -> None:
+def _never(_: Call) -> None:
     return None
 
 
+def _cpu_topk_refuses(call: Call) -> str | None:
+    if reason := native.missing():
+        return reason
+    if call.device != "cpu":
+        return f"the tensors are on {call.device}"
+    return "float64 inputs need the reference" if call.float64 else None
+
+
+def _cuda_topk_refuses(call: Call) -> str | None:
+    if reason := topk_cuda.missing():
+        return reason
+    if call.device != "cuda":
+        return f"the tensors are on {call.device}"
+    if call.float64:
+        return "float64 inputs need the reference"
+    limit = topk_cuda.max_k()
+    return f"keeps at most {limit} latents per row, not k={call.k}" if call.k > limit else None
+
+
 TABLE: Table = {
-    "topk_encode": {"reference": Implementation(reference.topk_encode, _always)},
-    "threshold_encode": {"reference": Implementation(reference.threshold_encode, _always)},
-    "decode": {"reference": Implementation(reference.decode, _always)},
-    "project": {"reference": Implementation(reference.project, _always)},
-    "segment_pool": {"reference": Implementation(reference.segment_pool, _always)},
-    "kmeans_assign": {"reference": Implementation(reference.kmeans_assign, _always)},
-    "kmeans_update": {"reference": Implementation(reference.kmeans_update, _always)},
+    "topk_encode": {
+        "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses),
+        "cpu": Implementation(topk_cpu.encode, _cpu_topk_refuses),
+        "reference": Implementation(reference.topk_encode, _never),
+    },
+    "threshold_encode": {"reference": Implementation(reference.threshold_encode, _never)},
+    "decode": {"reference": Implementation(reference.decode, _never)},
+    "project": {"reference": Implementation(reference.project, _never)},
+    "segment_pool": {"reference": Implementation(reference.segment_pool, _never)},
+    "kmeans_assign": {"reference": Implementation(reference.kmeans_assign, _never)},
+    "kmeans_update": {"reference": Implementation(reference.kmeans_update, _never)},
 }

@@ -109,9 +109,7 @@ def test_pool_modes(mode, indices, values):
 
 
 def test_pool_max_counts_absent_as_zero_and_sum_drops_exact_zero():
-    codes = TopKCodes(
-        tensor([[-1.0], [-2.0], [1.0], [-1.0]]), tensor([[0], [1], [2], [2]], dtype=torch.int32)
-    )
+    codes = TopKCodes(tensor([[-1.0], [-2.0], [1.0], [-1.0]]), tensor([[0], [1], [2], [2]], dtype=torch.int32))
     assert ops.segment_pool(codes, tensor([0, 2, 4]), 3, "max").values.tolist() == [1.0]
     assert ops.segment_pool(codes, tensor([0, 2, 4]), 3, "sum").indices.tolist() == [0, 1]
 

@@ -1,0 +1,128 @@
+// The compiled module `saerl_fast._native`: raw addresses, sizes and strides in, nothing of torch. The Python
+// side (saerl_fast/kernels) makes the tensors and keeps them alive during the call.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cpu/instruction_sets.h"
+#include "cpu/threads.h"
+#include "cpu/topk_select.h"
+#ifdef SAERL_CUDA
+#include "cuda/launchers.h"
+#endif
+
+namespace py = pybind11;
+
+namespace saerl {
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check_select(int64_t rows, int64_t width, int64_t k, int64_t first_column, int64_t threads) {
+    require(rows >= 0 && width >= 0, "rows and width must not be negative");
+    require(k >= 1, "k must be at least 1");
+    require(first_column >= 0 && first_column <= std::numeric_limits<int32_t>::max() - width,
+            "columns must lie below 2^31");
+    require(threads >= 1, "threads must be at least 1");
+}
+
+void topk_select_cpu(Address scores, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride,
+                     Address bias, Address scale, int64_t k, bool relu, Address values, Address columns,
+                     int64_t threads, const std::string& isa) {
+    check_select(rows, width, k, 0, threads);
+    require(rows == 0 || k <= width, "k must not be above the number of columns");
+    const ScoreBlock block = {
+        at<const float>(scores), rows, width, row_stride, column_stride, at<const float>(bias),
+        at<const float>(scale),  0};
+    topk_select(block, k, relu, row_kernels(isa), threads, at<float>(values), at<int32_t>(columns));
+}
+
+void absorb(RunningTopK& running, Address scores, int64_t width, int64_t row_stride, Address bias,
+            Address scale, int64_t threads) {
+    const int64_t first_column = running.columns_seen();
+    check_select(running.rows(), width, running.k(), first_column, threads);
+    running.absorb({at<const float>(scores), running.rows(), width, row_stride, 1, at<const float>(bias),
+                    at<const float>(scale), first_column},
+                   threads);
+}
+
+void finish(RunningTopK& running, Address values, Address columns, bool relu, int64_t threads) {
+    require(running.columns_seen() >= running.k(), "k must not be above the number of columns");
+    require(threads >= 1, "threads must be at least 1");
+    running.finish(at<float>(values), at<int32_t>(columns), relu, threads);
+}
+
+std::unique_ptr<RunningTopK> make_running(int64_t rows, int64_t k, const std::string& isa) {
+    check_select(rows, 0, k, 0, 1);
+    return std::make_unique<RunningTopK>(rows, k, row_kernels(isa));
+}
+
+#ifdef SAERL_CUDA
+void topk_select_cuda(Address scores, int64_t rows, int64_t width, int64_t row_stride, Address bias,
+                      Address scale, int64_t k, bool relu, Address values, Address columns, int device,
+                      Address stream) {
+    check_select(rows, width, k, 0, 1);
+    require(k <= SAERL_TOPK_SELECT_MAX_K, "k is above the limit of the CUDA select");
+    require(rows == 0 || k <= width, "k must not be above the number of columns");
+    const int error = saerl_topk_select(at<const float>(scores), rows, width, row_stride,
+                                        at<const float>(bias), at<const float>(scale), k, relu,
+                                        at<float>(values), at<int32_t>(columns), device, at<void>(stream));
+    if (error != 0) throw std::runtime_error(std::string("CUDA top-k select: ") + saerl_cuda_error(error));
+}
+#endif
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const RowKernels* kernels : available_row_kernels()) names.emplace_back(kernels->name);
+    return names;
+}
+
+}  // namespace
+}  // namespace saerl
+
+PYBIND11_MODULE(_native, module) {
+    using release = py::call_guard<py::gil_scoped_release>;
+    module.doc() = "Compiled kernels of saerl_fast. Use saerl_fast.kernels, which knows about tensors.";
+
+    module.def("topk_select", &saerl::topk_select_cpu, release(), py::arg("scores"), py::arg("rows"),
+               py::arg("width"), py::arg("row_stride"), py::arg("column_stride"), py::arg("bias"),
+               py::arg("scale"), py::arg("k"), py::arg("relu"), py::arg("values"), py::arg("columns"),
+               py::arg("threads"), py::arg("isa"));
+
+    py::class_<saerl::RunningTopK>(module, "RunningTopK")
+        .def(py::init(&saerl::make_running), py::arg("rows"), py::arg("k"), py::arg("isa"))
+        .def("absorb", &saerl::absorb, release(), py::arg("scores"), py::arg("width"), py::arg("row_stride"),
+             py::arg("bias"), py::arg("scale"), py::arg("threads"))
+        .def("finish", &saerl::finish, release(), py::arg("values"), py::arg("columns"), py::arg("relu"),
+             py::arg("threads"));
+
+    module.def("instruction_sets", &saerl::instruction_sets, "Those this machine has, best first.");
+    module.def("forked", &saerl::forked, "True in a forked child, where every loop runs on one thread.");
+
+#ifdef _OPENMP
+    module.attr("openmp") = true;
+#else
+    module.attr("openmp") = false;
+#endif
+#ifdef SAERL_CUDA
+    module.def("topk_select_cuda", &saerl::topk_select_cuda, release(), py::arg("scores"), py::arg("rows"),
+               py::arg("width"), py::arg("row_stride"), py::arg("bias"), py::arg("scale"), py::arg("k"),
+               py::arg("relu"), py::arg("values"), py::arg("columns"), py::arg("device"), py::arg("stream"));
+    module.attr("cuda") = true;
+    module.attr("cuda_max_k") = SAERL_TOPK_SELECT_MAX_K;
+#else
+    module.attr("cuda") = false;
+#endif
+}

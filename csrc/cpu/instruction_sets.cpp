@@ -1,0 +1,29 @@
+#include "instruction_sets.h"
+
+#include "../check.h"
+
+namespace saerl {
+
+std::vector<const RowKernels*> available_row_kernels() {
+    std::vector<const RowKernels*> found;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) found.push_back(&kAvx512Kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&kAvx2Kernels);
+#endif
+    found.push_back(&kPlainKernels);
+    return found;
+}
+
+const RowKernels& row_kernels(const std::string& name) {
+    static const std::vector<const RowKernels*> available = available_row_kernels();
+    std::string names;
+    for (const RowKernels* kernels : available) {
+        if (name == "auto" || name == kernels->name) return *kernels;
+        names += names.empty() ? kernels->name : std::string(", ") + kernels->name;
+    }
+    require(false, "instruction set must be auto or one of this machine's (" + names + "); got " + name);
+    return kPlainKernels;
+}
+
+}  // namespace saerl

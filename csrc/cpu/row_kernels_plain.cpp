@@ -1,0 +1,56 @@
+// Plain C++ body of the two loops; compilers vectorise the 16-wide inner ones for any machine.
+#include "row_kernels.h"
+
+namespace saerl {
+namespace {
+
+constexpr int64_t kStep = 16;
+
+inline float score(const ScoreRow& row, int64_t j) {
+    float value = row.scores[j];
+    if (row.bias) value += row.bias[j];
+    if (row.scale) value *= row.scale[j];
+    return value;
+}
+
+bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxima) {
+    bool nan = false;
+    for (int64_t begin = 0; begin < width; begin += group) {
+        const int64_t end = begin + group < width ? begin + group : width;
+        float largest = -__builtin_inff();
+        for (int64_t j = begin; j < end; ++j) {
+            const float value = score(row, j);
+            nan |= value != value;
+            largest = value > largest ? value : largest;
+        }
+        *maxima++ = largest;
+    }
+    return nan;
+}
+
+int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
+    for (int64_t j = begin; j < end; j += kStep) {
+        if (full(hits)) return j;
+        const int64_t stop = j + kStep < end ? j + kStep : end;
+        bool any = false;
+        for (int64_t i = j; i < stop; ++i) any |= !(score(row, i) < floor);  // so written, NaN counts
+        if (!any) continue;
+        for (int64_t i = j; i < stop; ++i) {
+            const float value = score(row, i);
+            if (value != value) {
+                hits.nan = true;
+                return i;
+            }
+            if (value < floor) continue;
+            hits.values[hits.count] = value;
+            hits.columns[hits.count++] = static_cast<int32_t>(i);
+        }
+    }
+    return end;
+}
+
+}  // namespace
+
+const RowKernels kPlainKernels = {"plain", group_maxima, collect};
+
+}  // namespace saerl

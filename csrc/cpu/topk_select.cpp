@@ -1,0 +1,173 @@
+#include "topk_select.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+
+#include "threads.h"
+
+namespace saerl {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kSmallestGroup = 16;
+constexpr int64_t kLargestGroup = 256;
+constexpr int64_t kGatherWidth = 4096;  // columns copied at a time when they do not lie side by side
+
+// A score and its column as one number: the larger key is the larger score, or the lower column of equal
+// ones.
+uint64_t key_of(float value, int64_t column) {
+    value += 0.0f;  // -0 becomes +0
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<uint64_t>(bits) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(column));
+}
+
+float value_of(uint64_t key) {
+    uint32_t bits = static_cast<uint32_t>(key >> 32);
+    bits = bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+int32_t column_of(uint64_t key) {
+    return static_cast<int32_t>(0xFFFFFFFFu - static_cast<uint32_t>(key));
+}
+
+// The largest group that leaves 2 k groups, or 0 where the row is too short for groups to help.
+int64_t group_width(int64_t width, int64_t k) {
+    int64_t group = kLargestGroup;
+    while (group >= kSmallestGroup && width / group < 2 * k) group /= 2;
+    return group >= kSmallestGroup ? group : 0;
+}
+
+}  // namespace
+
+RowState RowSelect::start(uint64_t* keys) {
+    return {keys, 0, -kInfinity, false};
+}
+
+void RowSelect::absorb(RowState& state, const ScoreBlock& block, int64_t row) {
+    const float* scores = block.scores + row * block.row_stride;
+    if (block.column_stride == 1) {
+        absorb_stretch(state, {scores, block.bias, block.scale}, block.width, block.first_column);
+        return;
+    }
+    gathered_.resize(kGatherWidth);
+    for (int64_t begin = 0; begin < block.width; begin += kGatherWidth) {
+        const int64_t width = std::min(kGatherWidth, block.width - begin);
+        for (int64_t j = 0; j < width; ++j) gathered_[j] = scores[(begin + j) * block.column_stride];
+        const float* bias = block.bias ? block.bias + begin : nullptr;
+        const float* scale = block.scale ? block.scale + begin : nullptr;
+        absorb_stretch(state, {gathered_.data(), bias, scale}, width, block.first_column + begin);
+    }
+}
+
+void RowSelect::absorb_stretch(RowState& state, const ScoreRow& stretch, int64_t width,
+                               int64_t first_column) {
+    if (state.nan) return;
+    const int64_t group = state.held == 0 ? group_width(width, k_) : 0;
+    if (group == 0) {
+        scan(state, stretch, 0, width, first_column);
+    } else {
+        set_floor_from_groups(state, stretch, width, group);
+        for (size_t g = 0; g < maxima_.size(); ++g) {
+            const int64_t begin = static_cast<int64_t>(g) * group;
+            if (maxima_[g] < state.floor) continue;
+            scan(state, stretch, begin, std::min(begin + group, width), first_column);
+        }
+    }
+    // a tighter floor for the blocks to come
+    if (state.held >= 2 * k_) cut_back(state);
+}
+
+void RowSelect::set_floor_from_groups(RowState& state, const ScoreRow& stretch, int64_t width,
+                                      int64_t group) {
+    maxima_.resize(static_cast<size_t>((width + group - 1) / group));
+    state.nan |= kernels_.group_maxima(stretch, width, group, maxima_.data());
+    ordered_maxima_ = maxima_;
+    const auto kth = ordered_maxima_.begin() + (k_ - 1);
+    std::nth_element(ordered_maxima_.begin(), kth, ordered_maxima_.end(), std::greater<float>());
+    state.floor = *kth;
+}
+
+void RowSelect::scan(RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
+                     int64_t first_column) {
+    while (begin < end && !state.nan) {
+        hits_.count = 0;
+        hits_.nan = false;
+        begin = kernels_.collect(stretch, begin, end, state.floor, hits_);
+        state.nan = hits_.nan;
+        uint64_t* next = state.keys + state.held;
+        for (int64_t i = 0; i < hits_.count; ++i)
+            next[i] = key_of(hits_.values[i], first_column + hits_.columns[i]);
+        state.held += hits_.count;
+        if (state.held > capacity(k_) - Hits::kRoom) cut_back(state);
+    }
+}
+
+// Keep the best k. A later score lies further right and loses a tie, so it has to be above the k-th.
+void RowSelect::cut_back(RowState& state) {
+    uint64_t* kth = state.keys + (k_ - 1);
+    std::nth_element(state.keys, kth, state.keys + state.held, std::greater<uint64_t>());
+    state.held = k_;
+    state.floor = std::nextafter(value_of(*kth), kInfinity);
+}
+
+void RowSelect::finish(RowState& state, float* values, int32_t* columns, bool relu) {
+    if (state.nan) {
+        std::fill(values, values + k_, std::numeric_limits<float>::quiet_NaN());
+        for (int64_t i = 0; i < k_; ++i) columns[i] = static_cast<int32_t>(i);
+        return;
+    }
+    if (state.held > k_) cut_back(state);
+    std::sort(state.keys, state.keys + k_, std::greater<uint64_t>());
+    for (int64_t i = 0; i < k_; ++i) {
+        const float value = value_of(state.keys[i]);
+        values[i] = relu && !(value > 0) ? 0.0f : value;
+        columns[i] = column_of(state.keys[i]);
+    }
+}
+
+RunningTopK::RunningTopK(int64_t rows, int64_t k, const RowKernels& kernels)
+    : k_(k), kernels_(kernels), keys_(new uint64_t[static_cast<size_t>(rows * RowSelect::capacity(k))]) {
+    for (int64_t row = 0; row < rows; ++row) {
+        rows_.push_back(RowSelect::start(keys_.get() + row * RowSelect::capacity(k)));
+    }
+}
+
+void RunningTopK::absorb(const ScoreBlock& block, int64_t threads) {
+    for_row_ranges(rows(), threads, [&](int64_t begin, int64_t end) {
+        RowSelect select(k_, kernels_);
+        for (int64_t row = begin; row < end; ++row) select.absorb(rows_[row], block, row);
+    });
+    columns_seen_ += block.width;
+}
+
+void RunningTopK::finish(float* values, int32_t* columns, bool relu, int64_t threads) {
+    for_row_ranges(rows(), threads, [&](int64_t begin, int64_t end) {
+        RowSelect select(k_, kernels_);
+        for (int64_t row = begin; row < end; ++row) {
+            select.finish(rows_[row], values + row * k_, columns + row * k_, relu);
+        }
+    });
+}
+
+void topk_select(const ScoreBlock& block, int64_t k, bool relu, const RowKernels& kernels, int64_t threads,
+                 float* values, int32_t* columns) {
+    for_row_ranges(block.rows, threads, [&](int64_t begin, int64_t end) {
+        RowSelect select(k, kernels);
+        std::vector<uint64_t> keys(static_cast<size_t>(RowSelect::capacity(k)));
+        for (int64_t row = begin; row < end; ++row) {
+            RowState state = RowSelect::start(keys.data());
+            select.absorb(state, block, row);
+            select.finish(state, values + row * k, columns + row * k, relu);
+        }
+    });
+}
+
+}  // namespace saerl

@@ -1,0 +1,127 @@
+"""The compiled kernels, seen with tensors.
+
+The module takes raw addresses, so this file makes sure that what it hands over is what the kernel expects
+and outlives the call. It is loaded at first use; where it is not there, `missing` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from saerl_fast.errors import BackendUnavailable, DtypeError, InputError, ShapeError
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The module, or the reason why there is none."""
+    try:
+        from saerl_fast import _native
+    except ImportError as error:
+        reason = build_record().get("reason")
+        return None, f"the compiled module is missing: {reason or error}"
+    return _native, None
+
+
+def build_record() -> dict[str, str | None]:
+    """What was built and with which compilers, or why not; empty where the package was not installed."""
+    record = resources.files("saerl_fast") / "_build.json"
+    if not record.is_file():
+        return {}
+    return dict(json.loads(record.read_text()))
+
+
+def missing() -> str | None:
+    """Why the compiled module cannot be used, or None."""
+    return _load()[1]
+
+
+def module() -> ModuleType:
+    """The compiled module; raises BackendUnavailable where there is none."""
+    native, reason = _load()
+    if native is None:
+        raise BackendUnavailable(
+            f"{reason}. Install a C++ compiler and reinstall saerl-fast (pip install -v shows the build)"
+        )
+    return native
+
+
+def threads() -> int:
+    """Threads for the next call: torch's count."""
+    return torch.get_num_threads()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where the data lies; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def topk_select(
+    scores: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    relu: bool = False,
+    isa: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k largest of (scores + bias) * scale in each row, exactly.
+
+    scores [N, M] float32 on the CPU, any strides   bias [M], scale [M] float32
+    isa: "auto", or one of this machine's instruction sets ("avx512", "avx2", "plain")
+    -> values [N, k] float32, descending; indices [N, k] int32
+
+    Ties go to the lower index; a row with a NaN gives NaN values and indices 0..k-1. The bits do not
+    depend on the number of threads or the instruction set.
+    """
+    native = module()
+    if scores.ndim != 2:
+        raise ShapeError(f"topk_select: scores must be [N, M]; got {list(scores.shape)}")
+    if scores.dtype != torch.float32 or scores.device.type != "cpu":
+        raise DtypeError(f"topk_select: scores must be float32 on the CPU; got {scores.dtype} on {scores.device}")
+    rows, width = scores.shape
+    if not 1 <= k <= width:
+        raise InputError(f"topk_select: k must be from 1 to {width}; got {k}")
+    if isa != "auto" and isa not in native.instruction_sets():
+        raise InputError(
+            f"topk_select: isa must be auto or one of {native.instruction_sets()} on this machine; got {isa!r}"
+        )
+    bias, scale = _per_column("bias", bias, width), _per_column("scale", scale, width)
+    values = torch.empty(rows, k, dtype=torch.float32)
+    indices = torch.empty(rows, k, dtype=torch.int32)
+    native.topk_select(
+        address(scores), rows, width, *scores.stride(), address(bias), address(scale), k, relu,
+        address(values), address(indices), threads(), isa,
+    )  # fmt: skip
+    return values, indices
+
+
+def _per_column(name: str, vector: Tensor | None, width: int) -> Tensor | None:
+    if vector is None:
+        return None
+    if vector.shape != (width,):
+        raise ShapeError(f"topk_select: {name} must be [{width}]; got {list(vector.shape)}")
+    return vector.to(torch.float32).contiguous()
+
+
+class RunningTopK:
+    """The select of rows whose scores come in blocks of columns, left to right."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.rows, self.k = rows, k
+        self._native = module().RunningTopK(rows, k, "auto")
+
+    def absorb(self, scores: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+        """Take the next columns: scores [rows, width] float32, columns side by side; bias, scale [width]."""
+        self._native.absorb(
+            address(scores), scores.shape[1], scores.stride(0), address(bias), address(scale), threads()
+        )
+
+    def finish(self, values: Tensor, indices: Tensor, relu: bool) -> None:
+        """Write the result into values [rows, k] float32 and indices [rows, k] int32, both contiguous."""
+        self._native.finish(address(values), address(indices), relu, threads())

@@ -1,0 +1,63 @@
+"""Operations that torch knows by name, so that torch.compile keeps them whole.
+
+Only the encoder is worth it: it stands in the middle of a model's forward pass, and its result has a shape
+that is known beforehand. No gradient is registered: torch raises when one is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saerl_fast.ops import check
+from saerl_fast.ops.choice import Call, choose
+from saerl_fast.ops.table import TABLE
+
+
+@torch.library.custom_op(
+    "saerl_fast::topk_encode",
+    mutates_args=(),
+    schema=(
+        "(Tensor x, Tensor w_enc, Tensor b_enc, int k, Tensor? b_dec, Tensor? scale, Tensor? row_index,"
+        " bool relu, str? backend) -> (Tensor, Tensor)"
+    ),
+)
+def topk_encode_op(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    relu: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """`ops.topk_encode` behind the checks of shapes and types. The checks that read data are here."""
+    check_row_index("topk_encode", row_index, x)
+    float64 = torch.float64 in (x.dtype, w_enc.dtype)
+    name = choose(TABLE, "topk_encode", Call(x.device.type, float64, k), backend)
+    values, indices = TABLE["topk_encode"][name].run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
+    return values, indices
+
+
+@topk_encode_op.register_fake
+def _(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    relu: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    n_rows = x.shape[0] if row_index is None else row_index.shape[0]
+    return x.new_empty(n_rows, k, dtype=torch.float32), x.new_empty(n_rows, k, dtype=torch.int32)
+
+
+def check_row_index(op: str, row_index: Tensor | None, x: Tensor) -> None:
+    """Every index names a row of x. Reads the data: on a GPU this waits for the device."""
+    if row_index is not None:
+        check.in_range(op, "row_index", row_index, x.shape[0], "rows of x")
