@@ -160,7 +160,8 @@ def ninja_script(steps: list[Step]) -> str:
     def escaped(text: str) -> str:
         return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
 
-    lines = ["rule link", "  command = $line", "  description = link $out"]
+    lines = [f"builddir = {escaped(str(steps[0].output.parent))}"]
+    lines += ["rule link", "  command = $line", "  description = link $out"]
     for rule in ("cxx", "nvcc"):
         lines += [f"rule {rule}", "  command = $line", f"  description = {rule} $in"]
         lines += ["  depfile = $out.d", "  deps = gcc"]
@@ -202,7 +203,8 @@ def build(mode: str, objects: Path, module: Path) -> dict[str, object]:
             return without_native(mode, record, f"the C++ build failed: {failure}")
     record["native"] = first_line([cxx, "--version"])
     if nvcc:
-        record["cuda"] = first_line([nvcc, "--version"], "release") + ", " + " ".join(cuda_targets(nvcc))
+        targets = [target.split("code=")[1] for target in cuda_targets(nvcc)]
+        record["cuda"] = f"{first_line([nvcc, '--version'], 'release')} for {', '.join(targets)}"
     return record
 
 
