@@ -20,7 +20,7 @@ LAYERS = [
     ["sae", "features"],
     ["formats"],
     ["extract"],
-    ["featurize"],
+    ["featurize", "train_sae"],
     ["signals"],
     ["curriculum"],
     ["report"],

@@ -1,0 +1,70 @@
+"""Cluster the rows of a feature folder, predict difficulty and quality from labelled columns, write a batch plan."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+SUMMARY = "features and labels to a batch plan"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder written by saerl featurize")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write the plan to")
+    parser.add_argument(
+        "--prompts-per-step",
+        type=int,
+        required=True,
+        help="prompts of one generation chunk: TRL's generation_batch_size // num_generations",
+    )
+    parser.add_argument("--policy", default="default", help="saerl, default, stratified, easy_to_hard or random")
+    parser.add_argument("--clusters", type=int, default=16, help="number of clusters (default 16)")
+    parser.add_argument("--difficulty", metavar="COL", help="column of numbers, higher is harder; gaps are predicted")
+    parser.add_argument("--quality", metavar="COL", help="column of two values or numbers, higher is better")
+    parser.add_argument("--drop-lowest", type=float, default=0.0, help="share of the rows to filter by quality")
+    parser.add_argument("--max-difficulty", type=float, help="leave out rows predicted harder than this")
+    parser.add_argument("--clusters-per-step", help="a number, or any; overrides the policy")
+    parser.add_argument("--tail-swap", type=float, help="share of a batch exchanged with a neighbour")
+    parser.add_argument("--order", help="easy_to_hard, hard_to_easy or random; overrides the policy")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--partial", default="pad", choices=["pad", "drop", "error"], help="a last batch not full")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    from saerl_fast.cli.evaluate import column
+    from saerl_fast.curriculum import make_plan
+    from saerl_fast.extract.store import load_features, read_columns
+    from saerl_fast.steer import steer
+
+    features = load_features(args.folder)
+    columns = read_columns(args.folder) if args.difficulty or args.quality else []
+    signals = steer(
+        features,
+        n_clusters=args.clusters,
+        difficulty=column(columns, args.difficulty) if args.difficulty else None,
+        quality=column(columns, args.quality) if args.quality else None,
+        seed=args.seed,
+    )
+    per_step = args.clusters_per_step
+    plan = make_plan(
+        list(features.ids),
+        prompts_per_step=args.prompts_per_step,
+        clusters=signals.clusters,
+        difficulty=signals.difficulty,
+        quality=signals.quality,
+        status=list(features.status),
+        policy=args.policy,
+        epochs=args.epochs,
+        seed=args.seed,
+        drop_lowest=args.drop_lowest,
+        max_difficulty=args.max_difficulty,
+        clusters_per_step=int(per_step) if isinstance(per_step, str) and per_step.isdigit() else per_step,
+        tail_swap=args.tail_swap,
+        order=args.order,
+        partial=args.partial,
+    )
+    plan.save(args.out)
+    print(json.dumps(plan.summary(), indent=1, default=str))
+    print(f"{args.out}: {plan}")
+    return 0

@@ -1,0 +1,83 @@
+"""From features and a few labels to the three signals a plan is made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saerl_fast.errors import InputError
+from saerl_fast.features import SparseFeatures
+from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """One value per row of the features.
+
+    clusters int64 [S]; difficulty float64 [S], higher is harder, or None; quality float64 [S], higher is
+    better, or None. Rows without features (``status`` empty, invalid, nonfinite) hold cluster 0 and the
+    median of the rest: a plan leaves them out by their status. held_out: each probe's score on labels it
+    did not see.
+    """
+
+    clusters: NDArray[np.int64]
+    difficulty: NDArray[np.float64] | None = None
+    quality: NDArray[np.float64] | None = None
+    held_out: Mapping[str, Any] = field(default_factory=dict)
+
+
+def steer(
+    features: SparseFeatures,
+    *,
+    n_clusters: int = 16,
+    difficulty: Sequence[Any] | None = None,
+    quality: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> Signals:
+    """Cluster the rows, and predict difficulty and quality for all of them from the labels given.
+
+    difficulty: a number per row, None where unknown; higher is harder (for a pass rate, hand in 1 - rate).
+    quality: two values or numbers, None where unknown; higher is better.
+
+    Raises InputError (and its children) for labels of the wrong length, all equal, or too few.
+    """
+    usable = features.usable
+    if not usable.any():
+        raise InputError("no row holds features; there is nothing to steer by")
+    rows = features.to_scipy()[usable]
+    clusters = StreamingKMeans(n_clusters=n_clusters, random_state=seed).fit_predict(rows)
+    held_out: dict[str, Any] = {}
+    predicted: dict[str, NDArray[np.float64] | None] = {"difficulty": None, "quality": None}
+    for name, labels, probe in (
+        ("difficulty", difficulty, DifficultyProxy(random_state=seed)),
+        ("quality", quality, QualityProbe(random_state=seed)),
+    ):
+        if labels is None:
+            continue
+        if len(labels) != len(features):
+            raise InputError(f"{name}: one label per row is wanted, {len(features)}; got {len(labels)}")
+        known = np.array(labels, dtype=object)[usable]
+        probe.fit(rows, known)
+        predicted[name] = _spread(np.asarray(probe.predict(rows), dtype=np.float64), usable)
+        held_out[name] = probe.score_report_
+        logger.info("%s: %s", name, probe.score_report_)
+    return Signals(
+        clusters=_spread(clusters.astype(np.int64), usable, fill=0),
+        difficulty=predicted["difficulty"],
+        quality=predicted["quality"],
+        held_out=held_out,
+    )
+
+
+def _spread(values: NDArray[Any], usable: NDArray[np.bool_], fill: float | None = None) -> NDArray[Any]:
+    """Values of the usable rows, put in their places among all rows."""
+    out = np.full(len(usable), np.median(values) if fill is None else fill, dtype=values.dtype)
+    out[usable] = values
+    return out
