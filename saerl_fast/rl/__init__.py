@@ -1,0 +1,1 @@
+"""RL: verifiers, and handing a plan to a trainer."""
