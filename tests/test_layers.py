@@ -22,6 +22,7 @@ LAYERS = [
     ["extract"],
     ["featurize", "train_sae"],
     ["signals"],
+    ["steer"],
     ["curriculum"],
     ["report"],
     ["rl"],

@@ -94,7 +94,7 @@ def make_reader(
     else:
         name = os.fspath(model)
         loaded = load_blocks(name, layer, device=device, dtype=dtype)
-        tokenizer = _load_tokenizer(name) if tokenizer is None else tokenizer
+        tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
     reader = Reader(loaded, tokenizer, layer, name)
     _check_fit(reader, sae)
     return reader
@@ -127,7 +127,7 @@ def _default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name)

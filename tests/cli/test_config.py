@@ -1,0 +1,61 @@
+"""Options from YAML: defaults under the command line, unknown keys refused."""
+
+import pytest
+
+from saerl_fast.cli import build_parser, main
+from saerl_fast.cli.config import apply_config
+from saerl_fast.errors import FormatError, InputError
+
+
+def parse(*words):
+    parser, commands = build_parser()
+    apply_config(words, commands)
+    return parser.parse_args(list(words))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_yaml_gives_options_and_the_command_line_wins(config):
+    path = config("data: x.jsonl\ntext-field: problem\nmodel: m\nsae: s\nout: o\nlayer: 3\nkeep-hidden: true\n")
+    found = parse("featurize", "--config", path, "--layer", "5")
+    assert (found.data, found.text_field, found.layer, found.keep_hidden) == ("x.jsonl", "problem", 5, True)
+    assert parse("featurize", "--config", path).layer == 3
+    assert parse("featurize", "other.jsonl", "--config", path).data == "other.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("nonsense: 1\n", InputError, r"unknown keys \['nonsense'\] for `saerl featurize`; known are"),
+        ("pool: median\n", InputError, "pool must be one of"),
+        ("layer: deep\n", InputError, "layer: 'deep' is not acceptable"),
+        ("keep-hidden: 3\n", InputError, "keep_hidden must be true or false"),
+        ("- a\n", FormatError, "a mapping of options"),
+        ("a: [\n", FormatError, "not YAML"),
+        ("!!python/object/apply:os.system ['true']\n", FormatError, "not YAML"),
+    ],
+)
+def test_bad_yaml_is_named(config, text, error, message):
+    with pytest.raises(error, match=message):
+        parse("featurize", "--config", config(text))
+
+
+def test_a_missing_config_is_named(tmp_path):
+    with pytest.raises(FormatError, match="no such config file"):
+        parse("env", "--config", str(tmp_path / "absent.yaml"))
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
+    code = main(
+        ["featurize", str(tmp_path / "no.jsonl"), "--text-field", "t", "--model", "m", "--sae", "s", "--out", "o"]
+    )
+    assert code == 2
+    assert "FormatError" in capsys.readouterr().err

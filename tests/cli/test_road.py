@@ -1,0 +1,174 @@
+"""The shell road on tiny models: featurize, evaluate, plan, and what each refuses."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from saerl_fast.cli import main
+from saerl_fast.curriculum import BatchPlan
+from saerl_fast.extract.store import Job, load_features, read_columns
+from saerl_fast.formats import save_sae
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model folder, an SAE folder, and a table whose topics and levels the words tell."""
+    root = tmp_path_factory.mktemp("world")
+    tiny.causal_lm().save_pretrained(root / "model")
+    tiny.tokenizer().save_pretrained(root / "model")
+    save_sae(tiny.sae(), root / "sae")
+    generator = np.random.default_rng(0)
+    with gzip.open(root / "data.jsonl.gz", "wt") as file:
+        for row in range(160):
+            topic = ["trains", "apples"][row % 2]
+            words = tiny.WORDS[:10] if row % 2 else tiny.WORDS[10:25]
+            level = int(generator.integers(1, 6))
+            text = " ".join(generator.choice(words, 12)) + " find" * level
+            fields = {
+                "id": f"p{row}",
+                "problem": text if row else "",
+                "topic": topic,
+                "level": None if row == 5 else level,
+            }
+            file.write(json.dumps(fields) + "\n")
+    return root
+
+
+def featurize(world, out, *more):
+    options = [
+        "--text-field",
+        "problem",
+        "--model",
+        str(world / "model"),
+        "--sae",
+        str(world / "sae"),
+        "--out",
+        str(out),
+    ]
+    return main(["featurize", str(world / "data.jsonl.gz"), *options, *more])
+
+
+@pytest.fixture(scope="module")
+def folder(world):
+    assert featurize(world, world / "f", "--keep-hidden", "--shard-rows", "50") == 0
+    return world / "f"
+
+
+def test_featurize_keeps_ids_and_columns(folder, world):
+    features = load_features(folder)
+    assert features.ids == tuple(f"p{row}" for row in range(160))
+    assert features.status_counts() == {"ok": 159, "empty": 1}
+    columns = read_columns(folder)
+    assert (
+        columns[5] == {"id": "p5", "topic": "apples" if 5 % 2 else "trains", "level": None}
+        or columns[5]["level"] is None
+    )
+    assert "problem" not in columns[0]
+    source = Job.load(folder).source
+    assert source["data"] == str(world / "data.jsonl.gz")
+    assert source["text_field"] == "problem"
+
+
+def test_a_finished_folder_is_read_and_another_job_is_refused(folder, world, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+    assert featurize(world, folder, "--keep-hidden", "--shard-rows", "50") == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*.safetensors")} == before
+    assert featurize(world, folder, "--keep-hidden", "--shard-rows", "50", "--pool", "max") == 2
+    assert "pool: folder 'mean', this run 'max'" in capsys.readouterr().err
+
+
+def test_evaluate_writes_every_control(folder, world, capsys):
+    out = world / "out.json"
+    assert main(["evaluate", str(folder), "--topic", "topic", "--difficulty", "level", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["rows"] == 160
+    for name in ("sae", "raw", "tfidf", "tfidf_latex", "length"):
+        assert name in result["topic"]
+        assert name in result["difficulty"]
+    assert result["topic"]["tfidf"] > 0.95  # the words tell the topic
+    assert result["topic"]["majority"] < 0.7
+    assert result["difficulty"]["length"] > 0.5  # the level is written on the length
+    assert "tfidf" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_changed_data_and_missing_columns(folder, world, capsys, tmp_path):
+    assert main(["evaluate", str(folder)]) == 2
+    assert "at least one column" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), "--topic", "subject"]) == 2
+    assert "no column 'subject'" in capsys.readouterr().err
+    with gzip.open(tmp_path / "other.jsonl.gz", "wt") as file:
+        file.write('{"problem": "x"}\n' * 160)
+    assert main(["evaluate", str(folder), "--topic", "topic", "--data", str(tmp_path / "other.jsonl.gz")]) == 2
+    assert "SHA-256 differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("policy", ["saerl", "default", "stratified", "easy_to_hard", "random"])
+def test_plan_writes_a_plan(folder, world, policy):
+    out = world / f"plan-{policy}"
+    words = ["plan", str(folder), "--out", str(out), "--prompts-per-step", "8", "--clusters", "4", "--policy", policy]
+    assert main([*words, "--difficulty", "level", "--epochs", "2"]) == 0
+    plan = BatchPlan.load(out)
+    assert plan.prompts_per_step == 8
+    assert plan.epochs == 2
+    assert "p0" not in [row for step in plan for row in np.asarray(step.ids).tolist()]  # the empty text
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("t.jsonl", lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows))),
+        ("t.csv", lambda path, rows: _write_csv(path, rows)),
+        ("t.parquet", lambda path, rows: _write_parquet(path, rows)),
+    ],
+)
+def test_every_kind_of_table(name, write, tmp_path):
+    from saerl_fast.extract.inputs import read_table
+
+    rows = [{"id": "a", "text": 'x, "y"\nz'}, {"id": "b", "text": "ü"}]
+    write(tmp_path / name, rows)
+    assert read_table(str(tmp_path / name)) == rows
+
+
+def _write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "text"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path, rows):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2: not JSON"),
+        ("t.jsonl", "[1]\n", "line 1: a JSON object is wanted"),
+        ("t.jsonl", "\n", "no rows"),
+        ("t.txt", "x", "is wanted; got .txt"),
+    ],
+)
+def test_bad_tables_are_named(name, content, message, tmp_path):
+    from saerl_fast.errors import SaerlError
+    from saerl_fast.extract.inputs import read_table
+
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SaerlError, match=message):
+        read_table(str(tmp_path / name))
+
+
+def test_ids_that_do_not_name_every_row_once(caplog):
+    from saerl_fast.cli.featurize import choose_ids
+
+    assert choose_ids([{"id": "a"}, {"id": "b"}]) == (["a", "b"], "id")
+    assert choose_ids([{"id": "a"}, {"id": "a"}]) == ([0, 1], None)
+    assert "does not name every row once" in caplog.text
+    assert choose_ids([{}, {}]) == ([0, 1], None)
