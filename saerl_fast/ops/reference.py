@@ -133,11 +133,11 @@ def segment_pool(codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mo
     if mode == "count":
         pooled = occurrences.float()
     elif mode == "max":
-        pooled = torch.segment_reduce(values, "max", lengths=occurrences)
+        pooled = torch.segment_reduce(values, "max", lengths=occurrences, unsafe=True)
         # a latent absent from some token of the segment is zero there
         pooled = torch.where((occurrences < lengths[segment]) & (pooled < 0), 0, pooled)
     else:
-        pooled = torch.segment_reduce(values, "sum", lengths=occurrences)
+        pooled = torch.segment_reduce(values, "sum", lengths=occurrences, unsafe=True)
         if mode == "mean":
             pooled = pooled / lengths[segment]
     kept = pooled != 0
