@@ -1,0 +1,90 @@
+"""The choice of backend: a pure function with reasons."""
+
+import logging
+
+import pytest
+
+from saerl_fast import ops
+from saerl_fast.errors import BackendUnavailable, InputError
+from saerl_fast.ops import choice
+from saerl_fast.ops.choice import Call, Implementation, pick
+from tests.op_table import OPERATIONS
+
+
+def table(**refusals):
+    """One operation whose backends refuse with the given reason, or never (None)."""
+    return {
+        "op": {
+            name: Implementation(lambda: None, lambda call, reason=reason: reason) for name, reason in refusals.items()
+        }
+    }
+
+
+CPU, CUDA = Call("cpu"), Call("cuda")
+
+
+def test_automatic_takes_the_first_that_can():
+    both = table(cuda=None, triton=None, cpu=None, reference=None)
+    assert pick(both, "op", CPU, None) == ("cpu", ())
+    assert pick(both, "op", CUDA, None) == ("cuda", ())
+
+
+def test_automatic_falls_down_the_list_with_reasons():
+    broken = table(cuda="no nvcc", cpu="no compiler", reference=None)
+    assert pick(broken, "op", CPU, None) == ("reference", ("cpu: no compiler",))
+    assert pick(broken, "op", CUDA, None) == (
+        "reference",
+        ("cuda: no nvcc", "triton: not written for this operation"),
+    )
+
+
+def test_other_devices_take_the_reference():
+    assert pick(table(cpu=None, reference=None), "op", Call("mps"), None) == ("reference", ())
+
+
+def test_asked_for_must_succeed_or_raise():
+    broken = table(cuda="no nvcc", cpu=None, reference=None)
+    assert pick(broken, "op", CPU, "reference") == ("reference", ())
+    with pytest.raises(BackendUnavailable, match=r"op: 'cuda' was asked for, but cannot .* cuda: no nvcc"):
+        pick(broken, "op", CPU, "cuda")
+    with pytest.raises(BackendUnavailable, match="triton: not written for this operation"):
+        pick(broken, "op", CPU, "triton")
+
+
+def test_block_asks_and_ends():
+    assert choice.wanted_backend(None) is None
+    with ops.backend("reference"):
+        assert choice.wanted_backend(None) == "reference"
+        assert choice.wanted_backend("cpu") == "cpu"  # the argument is nearer
+        with ops.backend("cpu"):
+            assert choice.wanted_backend(None) == "cpu"
+        assert choice.wanted_backend(None) == "reference"
+    assert choice.wanted_backend(None) is None
+
+
+def test_unknown_name():
+    with pytest.raises(InputError, match="one of cuda, triton, cpu, reference; got 'gpu'"), ops.backend("gpu"):
+        pass
+
+
+def test_block_reaches_the_operation():
+    with ops.backend("triton"), pytest.raises(BackendUnavailable, match="topk_encode: 'triton' was asked for"):
+        OPERATIONS["topk_encode"](OPERATIONS["topk_encode"].samples[0].make())
+
+
+def test_double_goes_to_the_reference_and_cpu_says_why():
+    arguments = OPERATIONS["topk_encode"].samples[0].make()
+    arguments["x"], arguments["w_enc"] = arguments["x"].double(), arguments["w_enc"].double()
+    with pytest.raises(BackendUnavailable, match="float64 inputs need the reference|compiled module is missing"):
+        ops.topk_encode(**arguments, backend="cpu")
+    assert ops.topk_encode(**arguments).values.shape == (9, 7)
+
+
+def test_fallback_is_said_once(caplog):
+    choice._log_once.cache_clear()
+    broken = table(cpu="no compiler", reference=None)
+    with caplog.at_level(logging.INFO, logger="saerl_fast"):
+        for _ in range(3):
+            assert choice.choose(broken, "op", CPU, None) == "reference"
+    assert [record.getMessage() for record in caplog.records] == ["op runs on reference (cpu: no compiler)"]
+    assert caplog.records[0].levelno == logging.WARNING
