@@ -150,7 +150,7 @@ def execute(steps: list[Step], objects: Path) -> None:
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if run.returncode != 0:
             say(f"this command failed: {shlex.join(command)}\n{run.stdout}")
-            errors = [line for line in run.stdout.splitlines() if "error" in line]
+            errors = [line for line in run.stdout.splitlines() if "error:" in line]
             raise CompileError(errors[0] if errors else f"{command[0]} ended with {run.returncode}")
 
 

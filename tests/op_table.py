@@ -344,6 +344,17 @@ def read_only(value: Tensor, folder: Path) -> Tensor:
     return torch.from_numpy(np.asarray(array))
 
 
+def far_apart(folder: Path, rows: Tensor, name: str = "sparse.bin") -> Tensor:
+    """The rows in a sparse file, more than 2^31 elements from one to the next; takes a few kilobytes of disk."""
+    stride = 2**31 + 1024
+    file = folder / name
+    size = (len(rows) - 1) * stride + rows.shape[1]
+    with open(file, "wb") as handle:
+        handle.truncate(size * 4)
+    spread = torch.from_file(str(file), shared=True, size=size).as_strided(rows.shape, (stride, 1))
+    return spread.copy_(rows)
+
+
 LAYOUTS = {
     layout.__name__: layout for layout in (contiguous, transposed, sliced, every_second, off_by_one_element, read_only)
 }

@@ -11,7 +11,7 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.kernels import native
-from tests.op_table import OPERATIONS, encoder
+from tests.op_table import OPERATIONS, encoder, far_apart
 
 BACKENDS = OPERATIONS["topk_encode"].backends
 FORKS = 20
@@ -75,17 +75,6 @@ def test_forked_children_do_not_hang():
     assert run.stdout.strip() == str([0] * FORKS), run.stderr
     assert run.stderr.count("set to one thread") == FORKS
     assert time.monotonic() - start < 100
-
-
-def far_apart(tmp_path, rows, name="sparse.bin"):
-    """The rows in a sparse file, more than 2^31 elements from one to the next; takes a few kilobytes of disk."""
-    stride = 2**31 + 1024
-    file = tmp_path / name
-    size = (len(rows) - 1) * stride + rows.shape[1]
-    with open(file, "wb") as handle:
-        handle.truncate(size * 4)
-    spread = torch.from_file(str(file), shared=True, size=size).as_strided(rows.shape, (stride, 1))
-    return spread.copy_(rows)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
