@@ -234,6 +234,12 @@ def write_record(record: dict[str, object], package: Path) -> None:
     (package / RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
+def remove_stale_modules() -> None:
+    """Modules that an earlier editable install left beside the sources."""
+    for stale in PACKAGE.glob("_native.*.so"):
+        stale.unlink()
+
+
 class BuildNative(build_ext):
     """Compiles with our own commands in place of distutils'."""
 
@@ -244,8 +250,7 @@ class BuildNative(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         """For an editable install: the module and the record beside the sources, and no stale module."""
-        for stale in PACKAGE.glob("_native.*.so"):
-            stale.unlink()
+        remove_stale_modules()
         shutil.copyfile(Path(self.build_lib) / PACKAGE / RECORD, PACKAGE / RECORD)
         super().copy_extensions_to_source()
 
@@ -257,6 +262,8 @@ class BuildPackage(build_py):
         super().run()
         if MODE == "none":
             record = without_native(MODE, empty_record(MODE), "built with SAERL_BUILD=none")
+            if self.editable_mode:
+                remove_stale_modules()
             write_record(record, PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE)
 
 
