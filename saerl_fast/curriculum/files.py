@@ -170,9 +170,10 @@ def _read_description(path: Path) -> dict[str, Any]:
     known = read_json(path)
     if known.get("format") != FORMAT:
         raise FormatError(f'{path}: wanted "format": "{FORMAT}", got {known.get("format")!r:.80}')
-    if known.get("format_version") != FORMAT_VERSION:
+    version = known.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise FormatError(
-            f"{path}: wanted format_version {FORMAT_VERSION}, got {known.get('format_version')!r}; "
+            f"{path}: wanted format_version {FORMAT_VERSION}, got {version!r}; "
             "make the plan again, or use the version of saerl_fast that made it"
         )
     for name, types in FIELDS.items():

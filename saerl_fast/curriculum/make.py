@@ -135,10 +135,11 @@ def _unroll(
 
 
 def _report(plan: BatchPlan) -> None:
-    pads, drops = int(plan.padded.sum()), int(plan.dropped.size)
+    pads, cut = int(plan.padded.sum()), plan.dropped.shape[1]
     if pads:
-        logger.info("last batch of each epoch filled up with %d repeated rows in all", pads)
-    if drops:
-        logger.warning('partial="drop": %d rows in the last, cut batch of %d epochs', drops, plan.epochs)
-    if plan.policy.tail_swap and plan.policy.swapped(plan.prompts_per_step) == 0:
-        logger.warning("tail_swap %g of %d prompts is no whole row", plan.policy.tail_swap, plan.prompts_per_step)
+        logger.info("the last batch of each epoch is filled up: %d repeated rows in all", pads)
+    if cut:
+        logger.warning('partial="drop": %d rows of each of %d epochs are cut off', cut, plan.epochs)
+    size = plan.prompts_per_step
+    if plan.policy.tail_swap and plan.policy.swapped(size) == 0:
+        logger.warning("tail_swap=%g of %d prompts is no whole row: nothing is swapped", plan.policy.tail_swap, size)

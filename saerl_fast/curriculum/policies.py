@@ -49,6 +49,8 @@ class Policy:
     order: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InputError(f"name: wanted a string, got {self.name!r}")
         _check_clusters_per_step(self.clusters_per_step)
         swap = self.tail_swap
         if isinstance(swap, bool) or not isinstance(swap, (int, float)) or not math.isfinite(swap):

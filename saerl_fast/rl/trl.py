@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -12,6 +13,8 @@ from saerl_fast.errors import MissingDependency, TrainerMismatchError
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
+
+logger = logging.getLogger(__name__)
 
 
 def grpo_config(plan: BatchPlan, *, recipe: str | None = None, force: bool = False, **settings: Any) -> GRPOConfig:
@@ -41,6 +44,10 @@ class PlanGuard(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.plan.check(args, force=self.force)
-        problems = dataset_problems(self.plan, getattr(kwargs.get("train_dataloader"), "dataset", None))
+        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if args.remove_unused_columns and "saerl_row" not in (getattr(dataset, "column_names", None) or []):
+            logger.warning("remove_unused_columns is on: the columns of the plan are gone, its order is not checked")
+            return
+        problems = dataset_problems(self.plan, dataset)
         if problems:
             raise TrainerMismatchError("the trainer would not keep the plan's order:\n- " + "\n- ".join(problems))

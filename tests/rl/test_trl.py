@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,3 +133,16 @@ def test_the_guard_stops_a_shuffling_trainer(tmp_path):
     )
     with pytest.raises(TrainerMismatchError, match="shuffle_dataset"):
         trainer.train()
+
+
+def test_the_guard_says_when_it_cannot_see_the_order(tmp_path, caplog):
+    plan = plan_for(22)
+    bare = SimpleNamespace(dataset=plan.apply(problems(22), "id").select_columns(["prompt"]))
+    for remove in (True, False):
+        config = grpo_config(plan, output_dir=str(tmp_path), num_generations=2, remove_unused_columns=remove, **SMALL)
+        if remove:
+            PlanGuard(plan).on_train_begin(config, None, None, train_dataloader=bare)
+            assert "remove_unused_columns" in caplog.text
+        else:
+            with pytest.raises(TrainerMismatchError, match="no column saerl_row"):
+                PlanGuard(plan).on_train_begin(config, None, None, train_dataloader=bare)
