@@ -65,6 +65,8 @@ def make_plan(
         raise InputError(f"seed: wanted a whole number below 2**63, got {seed}")
     if partial not in PARTIAL:
         raise InputError(f"partial: wanted one of {', '.join(PARTIAL)}; got {partial!r}")
+    if fingerprint is not None and not (isinstance(fingerprint, str) and ":" in fingerprint):
+        raise InputError(f"fingerprint: wanted what curriculum.fingerprint(column, name) returns, got {fingerprint!r}")
     chosen = choose_policy(
         policy, clusters_per_step, tail_swap, order, clustered=clusters is not None, graded=difficulty is not None
     )

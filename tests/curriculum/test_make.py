@@ -220,6 +220,7 @@ def test_a_swap_of_less_than_a_row_is_said(caplog):
         ({"partial": "ignore"}, InputError, "pad, drop, error"),
         ({"partial": "error", "prompts_per_step": 8}, PlanError, "4 are left over"),
         ({"policy": "best"}, InputError, "policy"),
+        ({"fingerprint": "abc"}, InputError, "fingerprint"),
     ],
 )
 def test_bad_input_is_named(change, error, message):
