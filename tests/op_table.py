@@ -117,7 +117,7 @@ TOPK_SAMPLES = (
     Sample("one_latent", lambda: encoder(9, 16, 1, k=1)),
     Sample("one_channel", lambda: encoder(9, 1, 100, k=7)),
     Sample("odd_and_wide", lambda: encoder(3, 17, 8193, k=64)),
-    Sample("many_rows", lambda: encoder(1100, 8, 515, k=16)),
+    Sample("many_blocks", lambda: encoder(1030, 8, 4500, k=16)),
 )
 
 ENCODER_MISTAKES = (

@@ -13,26 +13,40 @@ inline float score(const ScoreRow& row, int64_t j) {
     return value;
 }
 
+// the larger of two; a NaN `value` leaves `largest`
+inline float larger(float value, float largest) { return value > largest ? value : largest; }
+
 bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxima) {
-    bool nan = false;
+    int unordered = 0;
     for (int64_t begin = 0; begin < width; begin += group) {
         const int64_t end = begin + group < width ? begin + group : width;
-        float largest = -__builtin_inff();
-        for (int64_t j = begin; j < end; ++j) {
-            const float value = score(row, j);
-            nan |= value != value;
-            largest = value > largest ? value : largest;
+        float lanes[kStep];
+        for (float& lane : lanes) lane = -__builtin_inff();
+        int64_t j = begin;
+        for (; j + kStep <= end; j += kStep) {
+            for (int64_t lane = 0; lane < kStep; ++lane) {
+                const float value = score(row, j + lane);
+                unordered |= value != value;
+                lanes[lane] = larger(value, lanes[lane]);
+            }
         }
-        *maxima++ = largest;
+        for (; j < end; ++j) {
+            const float value = score(row, j);
+            unordered |= value != value;
+            lanes[0] = larger(value, lanes[0]);
+        }
+        *maxima = lanes[0];
+        for (const float lane : lanes) *maxima = larger(lane, *maxima);
+        ++maxima;
     }
-    return nan;
+    return unordered != 0;
 }
 
 int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
     for (int64_t j = begin; j < end; j += kStep) {
         if (full(hits)) return j;
         const int64_t stop = j + kStep < end ? j + kStep : end;
-        bool any = false;
+        int any = 0;
         for (int64_t i = j; i < stop; ++i) any |= !(score(row, i) < floor);  // so written, NaN counts
         if (!any) continue;
         for (int64_t i = j; i < stop; ++i) {

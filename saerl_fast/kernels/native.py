@@ -112,9 +112,8 @@ def _per_column(name: str, vector: Tensor | None, width: int) -> Tensor | None:
 class RunningTopK:
     """The select of rows whose scores come in blocks of columns, left to right."""
 
-    def __init__(self, rows: int, k: int) -> None:
-        self.rows, self.k = rows, k
-        self._native = module().RunningTopK(rows, k, "auto")
+    def __init__(self, rows: int, k: int, isa: str = "auto") -> None:
+        self._native = module().RunningTopK(rows, k, isa)
 
     def absorb(self, scores: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
         """Take the next columns: scores [rows, width] float32, columns side by side; bias, scale [width]."""

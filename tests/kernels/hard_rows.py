@@ -52,5 +52,6 @@ INPUTS = {
     "one_in_each_group": one_in_each_group,
     "crowded_group": crowded_group,
     "infinite": infinite,
+    "signed_zeros": lambda width: torch.where(torch.arange(width) % 3 == 1, 0.0, -0.0).expand(ROWS, width),
     "smallest": lambda width: (torch.arange(width) % 7 - 3).float().expand(ROWS, width) * 1e-45,
 }

@@ -9,7 +9,7 @@ from saerl_fast import ops
 from saerl_fast.kernels import native
 from tests.op_table import OPERATIONS, csr_rows, dense, topk_codes
 
-SHAPES = [(1, 1, 1, 1), (40, 64, 512, 32), (33, 384, 4096, 32), (7, 129, 1000, 257), (1030, 48, 2050, 8)]
+SHAPES = [(1, 1, 1, 1), (40, 64, 512, 32), (33, 384, 4096, 32), (7, 129, 1000, 257), (1030, 48, 5000, 8)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
