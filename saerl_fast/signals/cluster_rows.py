@@ -1,0 +1,125 @@
+"""Rows as k-means sees them: tensors for the operations, unit length where only the direction counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from saerl_fast.ops import CsrRows, kmeans_assign, kmeans_update, project
+from saerl_fast.ops.reference import Metric
+from saerl_fast.signals.scaling import transform_values
+
+ROUNDING = 2e-6
+"""Squared distances below this share of the squared norms are rounding of float32."""
+
+
+@dataclass(frozen=True)
+class ClusterRows:
+    """S rows of width M, float32, dense or CSR; of length 1 under the cosine metric (a zero row stays zero).
+
+    square_norms float64 [S]
+    """
+
+    tensor: Tensor | CsrRows
+    shape: tuple[int, int]
+    square_norms: NDArray[np.float64]
+    metric: Metric
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def may_seed(self) -> NDArray[np.bool_]:
+        """Which rows can be a centroid [S]: under the cosine metric, those with a direction."""
+        return self.square_norms > 0 if self.metric == "cosine" else np.ones(len(self), dtype=bool)
+
+    def assign(self, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Labels [S] and distances [S] (squared, or 1 - cosine) to the nearest centroid."""
+        labels, score = kmeans_assign(self.tensor, torch.from_numpy(centroids), metric=self.metric)
+        return labels.numpy(), score.numpy()
+
+    def sums(self, labels: NDArray[np.int32], n_clusters: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Per cluster, the sum of its rows [K, M] and their number [K]."""
+        sums, counts = kmeans_update(self.tensor, torch.from_numpy(labels), n_clusters, n_latents=self.shape[1])
+        return sums.numpy().astype(np.float64), counts.numpy()
+
+    def distances(self, centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Distances [S, C] to every one of a few centroids, as in `assign`, and exactly 0 where rounding rules."""
+        if len(self) == 0:
+            return np.zeros((0, len(centroids)), dtype=np.float32)
+        columns = torch.from_numpy(np.ascontiguousarray(centroids.T))
+        products = project(self.tensor, columns) if isinstance(self.tensor, CsrRows) else self.tensor @ columns
+        inner = products.numpy().astype(np.float64)
+        own, other = self.square_norms[:, None], np.square(centroids.astype(np.float64)).sum(axis=1)
+        if self.metric == "cosine":
+            # centroids here are unit or zero, as the rows are
+            far = 1 - inner
+            near = far <= ROUNDING
+        else:
+            far = own - 2 * inner + other
+            near = far <= ROUNDING * (own + other)
+        far[near] = 0
+        return far.astype(np.float32)
+
+    def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """A few rows as a dense array."""
+        if isinstance(self.tensor, Tensor):
+            return self.tensor[torch.from_numpy(rows)].numpy()
+        dense = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
+        for place, row in enumerate(rows.tolist()):
+            span = slice(int(self.tensor.indptr[row]), int(self.tensor.indptr[row + 1]))
+            dense[place, self.tensor.indices[span].numpy()] = self.tensor.values[span].numpy()
+        return dense
+
+
+def cluster_rows(checked: sparse.csr_array | NDArray[np.float32], metric: Metric, value_transform: str) -> ClusterRows:
+    """Transformed, and under the cosine metric normalised, rows. The input is not changed or kept."""
+    shape = (int(checked.shape[0]), int(checked.shape[1]))
+    if sparse.issparse(checked):
+        values = transform_values(checked.data, value_transform)
+        squares = _row_sums(np.square(values, dtype=np.float64), checked.indptr)
+        if metric == "cosine":
+            values = values * np.repeat(_unit(squares), np.diff(checked.indptr)).astype(np.float32)
+            squares = (squares > 0).astype(np.float64)
+        csr = CsrRows(
+            torch.from_numpy(checked.indptr.astype(np.int64)),
+            torch.from_numpy(checked.indices.astype(np.int32)),
+            _tensor(values, checked.data),
+        )
+        return ClusterRows(csr, shape, squares, metric)
+    dense = transform_values(checked, value_transform)
+    squares = np.square(dense, dtype=np.float64).sum(axis=1)
+    if metric == "cosine":
+        dense = dense * _unit(squares).astype(np.float32)[:, None]
+        squares = (squares > 0).astype(np.float64)
+    return ClusterRows(_tensor(dense, checked), shape, squares, metric)
+
+
+def unit_rows(dense: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1; a zero row stays zero."""
+    squares = np.square(dense, dtype=np.float64).sum(axis=1)
+    return (dense * _unit(squares)[:, None]).astype(np.float32)
+
+
+def _unit(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.divide(1.0, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+    return found
+
+
+def _row_sums(values: NDArray[np.float64], indptr: NDArray[Any]) -> NDArray[np.float64]:
+    n_rows = len(indptr) - 1
+    row = np.repeat(np.arange(n_rows), np.diff(indptr))
+    return np.bincount(row, weights=values, minlength=n_rows).astype(np.float64)
+
+
+def _tensor(values: NDArray[np.float32], source: NDArray[np.float32]) -> Tensor:
+    # torch warns about memory that it may not write to, though nothing here writes
+    if values is source and not values.flags.writeable:
+        values = values.copy()
+    return torch.from_numpy(np.ascontiguousarray(values))
