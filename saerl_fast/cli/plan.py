@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 
 SUMMARY = "features and labels to a batch plan"
+
+logger = logging.getLogger(__name__)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     per_step = args.clusters_per_step
+    fingerprint = fingerprint_of_texts(args.folder, len(features))
     plan = make_plan(
         list(features.ids),
         prompts_per_step=args.prompts_per_step,
@@ -63,8 +67,29 @@ def run(args: argparse.Namespace) -> int:
         tail_swap=args.tail_swap,
         order=args.order,
         partial=args.partial,
+        fingerprint=fingerprint,
     )
     plan.save(args.out)
     print(json.dumps(plan.summary(), indent=1, default=str))
     print(f"{args.out}: {plan}")
     return 0
+
+
+def fingerprint_of_texts(folder: str, rows: int) -> str | None:
+    """Where rows have numbers for ids, the texts themselves tell whether a dataset is the plan's."""
+    from pathlib import Path
+
+    from saerl_fast.cli.evaluate import read_texts_again
+    from saerl_fast.curriculum import fingerprint
+    from saerl_fast.errors import FormatError
+    from saerl_fast.extract.store import Job
+
+    source = Job.load(Path(folder)).source
+    if source.get("id_field") is not None or "data" not in source:
+        return None
+    try:
+        texts = read_texts_again(folder, None, rows)
+    except FormatError as error:
+        logger.warning("the plan's dataset will be told by its number of rows alone: %s", error)
+        return None
+    return fingerprint(texts, str(source["text_field"]))
