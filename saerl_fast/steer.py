@@ -32,6 +32,15 @@ class Signals:
     quality: NDArray[np.float64] | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
 
+    def check_filter(self) -> None:
+        """Raise InputError where the quality probe is no better than guessing: a filter by it drops at random."""
+        report = self.held_out.get("quality")
+        if report is not None and report["near_chance"]:
+            raise InputError(
+                f"the quality probe's held-out {report['metric']} is {report['score']:.3f} over {report['n']} rows, "
+                "near that of guessing; filtering by it drops rows at random. Label more rows, or do not filter"
+            )
+
 
 def steer(
     features: SparseFeatures,
@@ -39,12 +48,13 @@ def steer(
     n_clusters: int = 16,
     difficulty: Sequence[Any] | None = None,
     quality: Sequence[Any] | None = None,
+    good_label: str | None = None,
     seed: int = 0,
 ) -> Signals:
     """Cluster the rows, and predict difficulty and quality for all of them from the labels given.
 
     difficulty: a number per row, None where unknown; higher is harder (for a pass rate, hand in 1 - rate).
-    quality: two values or numbers, None where unknown; higher is better.
+    quality: two values or numbers, None where unknown; higher is better. For words, good_label is the good one.
 
     Raises InputError (and its children) for labels of the wrong length, all equal, or too few.
     """
@@ -57,7 +67,7 @@ def steer(
     predicted: dict[str, NDArray[np.float64] | None] = {"difficulty": None, "quality": None}
     for name, labels, probe in (
         ("difficulty", difficulty, DifficultyProxy(random_state=seed)),
-        ("quality", quality, QualityProbe(random_state=seed)),
+        ("quality", quality, QualityProbe(good_label=good_label, random_state=seed)),
     ):
         if labels is None:
             continue

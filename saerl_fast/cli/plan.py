@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clusters", type=int, default=16, help="number of clusters (default 16)")
     parser.add_argument("--difficulty", metavar="COL", help="column of numbers, higher is harder; gaps are predicted")
     parser.add_argument("--quality", metavar="COL", help="column of two values or numbers, higher is better")
+    parser.add_argument("--good-label", help="for quality in words: the word that means good")
     parser.add_argument("--drop-lowest", type=float, default=0.0, help="share of the rows to filter by quality")
     parser.add_argument("--max-difficulty", type=float, help="leave out rows predicted harder than this")
     parser.add_argument("--clusters-per-step", help="a number, or any; overrides the policy")
@@ -47,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
         n_clusters=args.clusters,
         difficulty=column(columns, args.difficulty) if args.difficulty else None,
         quality=column(columns, args.quality) if args.quality else None,
+        good_label=args.good_label,
         seed=args.seed,
     )
+    if args.drop_lowest:
+        signals.check_filter()
     per_step = args.clusters_per_step
     fingerprint = fingerprint_of_texts(args.folder, len(features))
     plan = make_plan(

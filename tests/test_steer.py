@@ -1,0 +1,82 @@
+"""steer: planted clusters, levels and faults are found from a few labels; rows without features are harmless."""
+
+import numpy as np
+import pytest
+from scipy import sparse, stats
+
+from saerl_fast.errors import InputError
+from saerl_fast.features import SparseFeatures
+from saerl_fast.steer import steer
+
+ROWS, LATENTS = 600, 80
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Topic t lights latents 10 t .. 10 t + 9; latents 40 and 41 grow with the level, 50 with goodness."""
+    generator = np.random.default_rng(0)
+    topic, level, good = generator.integers(0, 4, ROWS), generator.integers(1, 6, ROWS), generator.random(ROWS) > 0.2
+    dense = np.zeros((ROWS, LATENTS), np.float32)
+    for row in range(ROWS):
+        dense[row, 10 * topic[row] + generator.choice(10, 6, replace=False)] = generator.random(6) + 1
+    dense[:, 40:42] = (level[:, None] * 0.2 + generator.normal(0, 0.1, (ROWS, 2))).clip(0)
+    dense[:, 50] = (good * 0.8 + generator.normal(0, 0.2, ROWS)).clip(0)
+    dense[7] = 0
+    matrix = sparse.csr_matrix(dense)
+    features = SparseFeatures(
+        indptr=matrix.indptr.astype(np.int64),
+        indices=matrix.indices.astype(np.int32),
+        values=matrix.data,
+        n_features=LATENTS,
+        ids=tuple(range(ROWS)),
+        status=tuple("empty" if row == 7 else "ok" for row in range(ROWS)),
+        n_tokens=np.ones(ROWS, np.int32),
+    )
+    return features, topic, level, good
+
+
+def labels(values, share, seed=1):
+    known = np.random.default_rng(seed).random(len(values)) < share
+    return [value if k else None for value, k in zip(values.tolist(), known, strict=True)]
+
+
+def test_planted_signals_are_found(planted):
+    features, topic, level, good = planted
+    found = steer(features, n_clusters=4, difficulty=labels(level, 0.5), quality=labels(good.astype(float), 0.5))
+    others = np.arange(ROWS) != 7
+    pairs = set(zip(topic[others].tolist(), found.clusters[others].tolist(), strict=True))
+    assert len(pairs) == 4  # one cluster per topic
+    assert stats.spearmanr(found.difficulty[others], level[others]).statistic > 0.8
+    assert found.quality[others][good[others]].mean() > found.quality[others][~good[others]].mean() + 0.3
+    assert found.difficulty[7] == np.median(found.difficulty[others])
+    assert found.held_out["difficulty"]["score"] > 0.8
+    found.check_filter()
+
+
+def test_words_need_to_say_which_is_good(planted):
+    features, _, _, good = planted
+    words = ["valid" if g else "invalid" for g in good]
+    with pytest.raises(InputError, match="good_label"):
+        steer(features, n_clusters=4, quality=words)
+    found = steer(features, n_clusters=4, quality=words, good_label="valid")
+    assert found.quality[good].mean() > found.quality[~good].mean()
+
+
+@pytest.mark.filterwarnings("ignore::saerl_fast.signals.NearChanceWarning")
+def test_a_probe_that_guesses_is_no_filter(planted):
+    features = planted[0]
+    noise = np.random.default_rng(5).integers(0, 2, ROWS).astype(float)
+    with pytest.raises(InputError, match="drops rows at random"):
+        steer(features, n_clusters=4, quality=noise.tolist()).check_filter()
+
+
+def test_bad_labels_are_named(planted):
+    features = planted[0]
+    with pytest.raises(InputError, match="one label per row is wanted, 600; got 3"):
+        steer(features, difficulty=[1, 2, 3])
+    with pytest.raises(InputError, match="labels must differ"):
+        steer(features, difficulty=[3.0] * ROWS)
+    with pytest.raises(InputError, match="clusters"):
+        steer(features, n_clusters=601)
+    with pytest.raises(InputError, match="no row holds features"):
+        steer(features[[7]])
