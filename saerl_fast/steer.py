@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 from saerl_fast.errors import InputError
 from saerl_fast.features import SparseFeatures
 from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,6 @@ def steer(
         probe.fit(rows, known)
         predicted[name] = _spread(np.asarray(probe.predict(rows), dtype=np.float64), usable)
         held_out[name] = probe.score_report_
-        logger.info("%s: %s", name, probe.score_report_)
     return Signals(
         clusters=_spread(clusters.astype(np.int64), usable, fill=0),
         difficulty=predicted["difficulty"],
