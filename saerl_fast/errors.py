@@ -77,5 +77,9 @@ class TrainerMismatchError(PlanError):
     """The trainer's settings would not keep the plan's order."""
 
 
+class VerifierError(SaerlError, RuntimeError):
+    """A verifier raised, or returned no finite number; the message names the row and the completion."""
+
+
 class MismatchWarning(UserWarning):
     """Model and SAE were not made for each other; the run goes on."""
