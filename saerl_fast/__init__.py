@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "featurize": "saerl_fast.featurize",
+    "featurize": "saerl_fast.featurizer",
     "SparseFeatures": "saerl_fast.features",
     "SAE": "saerl_fast.sae",
     "load_sae": "saerl_fast.formats",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from saerl_fast.curriculum import BatchPlan, make_plan
     from saerl_fast.extract.store import load_features
     from saerl_fast.features import SparseFeatures
-    from saerl_fast.featurize import featurize
+    from saerl_fast.featurizer import featurize
     from saerl_fast.formats import load_sae
     from saerl_fast.sae import SAE
     from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans

@@ -20,7 +20,7 @@ LAYERS = [
     ["sae", "features"],
     ["formats"],
     ["extract"],
-    ["featurize", "train_sae"],
+    ["featurizer", "train_sae"],
     ["signals"],
     ["steer"],
     ["curriculum"],
@@ -125,3 +125,14 @@ def test_every_public_name_is_found():
         assert getattr(saerl_fast, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         saerl_fast.nonsense
+
+
+def test_no_module_shadows_a_public_function():
+    # importing a submodule sets it as an attribute of the package, over a function of the same name
+    code = (
+        "import importlib, pkgutil, saerl_fast\n"
+        "for found in pkgutil.iter_modules(saerl_fast.__path__):\n"
+        "    if found.name != '_native': importlib.import_module('saerl_fast.' + found.name)\n"
+        "print(callable(saerl_fast.featurize), callable(saerl_fast.make_plan))"
+    )
+    assert run(code) == "True True"

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from saerl_fast.errors import InputError
     from saerl_fast.extract.inputs import hash_file, read_table
-    from saerl_fast.featurize import featurize
+    from saerl_fast.featurizer import featurize
 
     rows = read_table(args.data)
     if args.text_field not in rows[0]:

@@ -18,7 +18,7 @@ from saerl_fast.errors import MissingDependency
 from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.features import SparseFeatures
-from saerl_fast.featurize import featurize
+from saerl_fast.featurizer import featurize
 from saerl_fast.formats import load_sae
 from saerl_fast.sae import SAE
 from saerl_fast.signals.evaluate import evaluate, format_table
