@@ -31,6 +31,10 @@ static inline bool full(const Hits& hits) {
     return hits.count > Hits::kRoom - Hits::kWidestStep;
 }
 
+// Appends scores >= floor among the columns [begin, end) to `hits`. Returns the column where it stopped:
+// `end`, or earlier because `hits` is full or a NaN was met (hits.nan).
+using Collect = int64_t (*)(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits);
+
 struct RowKernels {
     const char* name;
 
@@ -38,9 +42,8 @@ struct RowKernels {
     // reported by returning true. `group` is a multiple of 16.
     bool (*group_maxima)(const ScoreRow& row, int64_t width, int64_t group, float* maxima);
 
-    // Appends every score >= floor among the columns [begin, end) to `hits`. Returns the column where it
-    // stopped: `end`, or earlier because `hits` is full or a NaN was met (hits.nan).
-    int64_t (*collect)(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits);
+    Collect collect;             // for any columns
+    Collect collect_from_group;  // for columns that hold a hit somewhere and no NaN: no branch to mispredict
 };
 
 extern const RowKernels kPlainKernels;

@@ -101,7 +101,7 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kAvx2Kernels = {"avx2", group_maxima, collect};
+const RowKernels kAvx2Kernels = {"avx2", group_maxima, collect, collect};
 
 }  // namespace saerl
 

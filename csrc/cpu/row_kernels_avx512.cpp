@@ -52,16 +52,18 @@ bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxi
     return unordered != 0;
 }
 
-// `reached` has one bit per lane that is not below the floor; false when one of them is NaN
-inline bool append(__m512 value, __mmask16 reached, int64_t j, Hits& hits) {
-    if (_mm512_mask_cmp_ps_mask(reached, value, value, _CMP_UNORD_Q)) return false;
+// Append the lanes of `value` whose bit is set in `reached`.
+inline void append(__m512 value, __mmask16 reached, int64_t j, Hits& hits) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i column = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(j)), lane);
     // whole vectors are stored and only the first lanes counted: compressing stores are slow on some machines
     _mm512_storeu_ps(hits.values + hits.count, _mm512_maskz_compress_ps(reached, value));
     _mm512_storeu_si512(hits.columns + hits.count, _mm512_maskz_compress_epi32(reached, column));
     hits.count += __builtin_popcount(reached);
-    return true;
+}
+
+inline bool has_nan(__m512 value, __mmask16 reached) {
+    return _mm512_mask_cmp_ps_mask(reached, value, value, _CMP_UNORD_Q) != 0;
 }
 
 int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
@@ -78,7 +80,8 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
         }
         if (!(reached[0] | reached[1] | reached[2] | reached[3])) continue;
         for (int i = 0; i < 4; ++i) {
-            if (reached[i] && !append(value[i], reached[i], j + i * kLanes, hits)) return hits.nan = true, j;
+            if (has_nan(value[i], reached[i])) return hits.nan = true, j;
+            if (reached[i]) append(value[i], reached[i], j + i * kLanes, hits);
         }
     }
     for (; j < end; j += kLanes) {
@@ -86,14 +89,26 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
         const __mmask16 inside = first_lanes(end - j < kLanes ? end - j : kLanes);
         const __m512 value = score_tail(row, j, inside);
         const __mmask16 reached = _mm512_mask_cmp_ps_mask(inside, value, floors, _CMP_NLT_UQ);
-        if (reached && !append(value, reached, j, hits)) return hits.nan = true, j;
+        if (has_nan(value, reached)) return hits.nan = true, j;
+        append(value, reached, j, hits);
+    }
+    return end;
+}
+
+int64_t collect_from_group(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
+    const __m512 floors = _mm512_set1_ps(floor);
+    for (int64_t j = begin; j < end; j += kLanes) {
+        if (full(hits)) return j;
+        const __mmask16 inside = first_lanes(end - j < kLanes ? end - j : kLanes);
+        const __m512 value = score_tail(row, j, inside);
+        append(value, _mm512_mask_cmp_ps_mask(inside, value, floors, _CMP_GE_OQ), j, hits);
     }
     return end;
 }
 
 }  // namespace
 
-const RowKernels kAvx512Kernels = {"avx512", group_maxima, collect};
+const RowKernels kAvx512Kernels = {"avx512", group_maxima, collect, collect_from_group};
 
 }  // namespace saerl
 

@@ -14,7 +14,9 @@ inline float score(const ScoreRow& row, int64_t j) {
 }
 
 // the larger of two; a NaN `value` leaves `largest`
-inline float larger(float value, float largest) { return value > largest ? value : largest; }
+inline float larger(float value, float largest) {
+    return value > largest ? value : largest;
+}
 
 bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxima) {
     int unordered = 0;
@@ -65,6 +67,6 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kPlainKernels = {"plain", group_maxima, collect};
+const RowKernels kPlainKernels = {"plain", group_maxima, collect, collect};
 
 }  // namespace saerl

@@ -70,17 +70,19 @@ void RowSelect::absorb(RowState& state, const ScoreBlock& block, int64_t row) {
 void RowSelect::absorb_stretch(RowState& state, const ScoreRow& stretch, int64_t width,
                                int64_t first_column) {
     if (state.nan) return;
+    hits_.count = 0;
+    hits_.nan = false;
     const int64_t group = state.held == 0 ? group_width(width, k_) : 0;
     if (group == 0) {
-        scan(state, stretch, 0, width, first_column);
+        scan(kernels_.collect, state, stretch, 0, width, first_column);
     } else {
         set_floor_from_groups(state, stretch, width, group);
-        for (size_t g = 0; g < maxima_.size(); ++g) {
-            const int64_t begin = static_cast<int64_t>(g) * group;
-            if (maxima_[g] < state.floor) continue;
-            scan(state, stretch, begin, std::min(begin + group, width), first_column);
+        for (const int64_t begin : reaching_) {
+            const int64_t end = std::min(begin + group, width);
+            scan(kernels_.collect_from_group, state, stretch, begin, end, first_column);
         }
     }
+    hold_hits(state, first_column);
     // a tighter floor for the blocks to come
     if (state.held >= 2 * k_) cut_back(state);
 }
@@ -93,21 +95,33 @@ void RowSelect::set_floor_from_groups(RowState& state, const ScoreRow& stretch, 
     const auto kth = ordered_maxima_.begin() + (k_ - 1);
     std::nth_element(ordered_maxima_.begin(), kth, ordered_maxima_.end(), std::greater<float>());
     state.floor = *kth;
+    reaching_.resize(maxima_.size());
+    size_t listed = 0;
+    for (size_t g = 0; g < maxima_.size(); ++g) {
+        reaching_[listed] = static_cast<int64_t>(g) * group;
+        listed += maxima_[g] >= state.floor;
+    }
+    reaching_.resize(listed);
 }
 
-void RowSelect::scan(RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
+void RowSelect::scan(Collect collect, RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
                      int64_t first_column) {
-    while (begin < end && !state.nan) {
-        hits_.count = 0;
-        hits_.nan = false;
-        begin = kernels_.collect(stretch, begin, end, state.floor, hits_);
-        state.nan = hits_.nan;
-        uint64_t* next = state.keys + state.held;
-        for (int64_t i = 0; i < hits_.count; ++i)
-            next[i] = key_of(hits_.values[i], first_column + hits_.columns[i]);
-        state.held += hits_.count;
-        if (state.held > capacity(k_) - Hits::kRoom) cut_back(state);
+    while (!state.nan) {
+        begin = collect(stretch, begin, end, state.floor, hits_);
+        state.nan |= hits_.nan;
+        if (begin == end) return;
+        hold_hits(state, first_column);
     }
+}
+
+// Move the hits to the candidates.
+void RowSelect::hold_hits(RowState& state, int64_t first_column) {
+    uint64_t* next = state.keys + state.held;
+    for (int64_t i = 0; i < hits_.count; ++i)
+        next[i] = key_of(hits_.values[i], first_column + hits_.columns[i]);
+    state.held += hits_.count;
+    hits_.count = 0;
+    if (state.held > capacity(k_) - Hits::kRoom) cut_back(state);
 }
 
 // Keep the best k. A later score lies further right and loses a tie, so it has to be above the k-th.
@@ -124,8 +138,8 @@ void RowSelect::finish(RowState& state, float* values, int32_t* columns, bool re
         for (int64_t i = 0; i < k_; ++i) columns[i] = static_cast<int32_t>(i);
         return;
     }
-    if (state.held > k_) cut_back(state);
-    std::sort(state.keys, state.keys + k_, std::greater<uint64_t>());
+    if (state.held > 2 * k_) cut_back(state);
+    std::sort(state.keys, state.keys + state.held, std::greater<uint64_t>());
     for (int64_t i = 0; i < k_; ++i) {
         const float value = value_of(state.keys[i]);
         values[i] = relu && !(value > 0) ? 0.0f : value;

@@ -65,7 +65,9 @@ class RowSelect {
   private:
     void absorb_stretch(RowState& state, const ScoreRow& stretch, int64_t width, int64_t first_column);
     void set_floor_from_groups(RowState& state, const ScoreRow& stretch, int64_t width, int64_t group);
-    void scan(RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end, int64_t first_column);
+    void scan(Collect collect, RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
+              int64_t first_column);
+    void hold_hits(RowState& state, int64_t first_column);
     void cut_back(RowState& state);
 
     int64_t k_;
@@ -73,6 +75,7 @@ class RowSelect {
     Hits hits_;
     std::vector<float> maxima_;
     std::vector<float> ordered_maxima_;
+    std::vector<int64_t> reaching_;  // first columns of the groups whose maximum reaches the floor
     std::vector<float> gathered_;
 };
 

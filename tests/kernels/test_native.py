@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from saerl_fast.errors import BackendUnavailable, DtypeError, InputError, ShapeError
@@ -132,7 +132,8 @@ def test_relu_comes_last():
     assert indices.tolist() == [[1, 3, 2, 0]]
 
 
-@settings(max_examples=100, deadline=None)
+@example(seed=0, widths=[5, 5], levels=1, share=1.0)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     widths=st.lists(st.integers(1, 700), min_size=1, max_size=6),
