@@ -1,0 +1,1 @@
+"""The embedded world: generated problems with known truth, a tiny policy and its SAE."""

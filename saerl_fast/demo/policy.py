@@ -1,0 +1,89 @@
+"""The embedded policy: loading it, and how often it is right."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from saerl_fast.demo.problems import Problem
+from saerl_fast.rl.verify import is_correct
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+LONGEST_ANSWER = 18
+"""New tokens that hold every worked answer: five items, five numbers of two digits, the end."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of right answers, 0..1."""
+
+    overall: float
+    by_level: dict[int, float]
+    by_topic: dict[str, float]
+
+
+def load_policy(folder: Path | str | None = None) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """The committed policy (or the one in ``folder``), in fp32, in evaluation mode, and its tokenizer."""
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    folder = WEIGHTS / "policy" if folder is None else Path(folder)
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def answer(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    greedy: bool = False,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> list[str]:
+    """One completion per text, sampled at temperature 1 (with ``seed``) or greedy."""
+    completions: list[str] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for begin in range(0, len(texts), batch_size):
+            prompts = tokenizer(list(texts[begin : begin + batch_size]), return_tensors="pt", padding=True)
+            tokens = model.generate(
+                **prompts,
+                max_new_tokens=LONGEST_ANSWER,
+                do_sample=not greedy,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            new = tokens[:, prompts["input_ids"].shape[1] :]
+            completions.extend(tokenizer.batch_decode(new, skip_special_tokens=True))
+    return completions
+
+
+def accuracy(problems: Sequence[Problem], completions: Sequence[str]) -> Accuracy:
+    """How many completions hold the key, in all, per level and per topic."""
+    right = [is_correct(text, problem.answer) for problem, text in zip(problems, completions, strict=True)]
+    levels, topics = defaultdict(list), defaultdict(list)
+    for problem, correct in zip(problems, right, strict=True):
+        levels[problem.level].append(correct)
+        topics[problem.topic].append(correct)
+    return Accuracy(
+        _share(right),
+        {level: _share(levels[level]) for level in sorted(levels)},
+        {topic: _share(topics[topic]) for topic in sorted(topics)},
+    )
+
+
+def _share(right: list[bool]) -> float:
+    return sum(right) / max(len(right), 1)
