@@ -1,7 +1,7 @@
-// The two inner loops of the top-k select. Everything that differs between instruction sets is in them; the
-// rest of the select (topk_select.cpp) is the same for all. Files that are compiled for a newer instruction
-// set hold these functions and nothing else, no library template above all: the linker could choose that
-// copy for the whole program, and it would then fail on an older machine.
+// The inner loops of the top-k select. Everything that differs between instruction sets is in them; the rest
+// of the select (topk_select.cpp) is the same for all. Files that are compiled for a newer instruction set
+// hold these functions and nothing else, no library template above all: the linker could choose that copy for
+// the whole program, and it would then fail on an older machine.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,15 @@ struct RowKernels {
     // reported by returning true. `group` is a multiple of 16.
     bool (*group_maxima)(const ScoreRow& row, int64_t width, int64_t group, float* maxima);
 
+    // The k-th largest of them (row_loops.h).
+    float (*kth_largest)(const float* values, int64_t count, int64_t k, int32_t* scratch);
+
     Collect collect;             // for any columns
     Collect collect_from_group;  // for columns that hold a hit somewhere and no NaN: no branch to mispredict
+
+    // Places in descending order (row_loops.h), quicker than sorting for up to `rank_limit` keys.
+    void (*rank_keys)(const uint64_t* keys, int64_t count, int64_t* ranks);
+    int64_t rank_limit;
 };
 
 extern const RowKernels kPlainKernels;

@@ -1,9 +1,10 @@
-// AVX2 body of the two loops: 8 scores at a time. Compiled with -mavx2 -mfma, called only where both exist.
+// AVX2 body of the loops: 8 scores at a time. Compiled with -mavx2 -mfma, called only where both exist.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
 #include "row_kernels.h"
+#include "row_loops.h"
 
 namespace saerl {
 namespace {
@@ -101,7 +102,7 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kAvx2Kernels = {"avx2", group_maxima, collect, collect};
+const RowKernels kAvx2Kernels = {"avx2", group_maxima, kth_largest, collect, collect, rank_keys, 160};
 
 }  // namespace saerl
 

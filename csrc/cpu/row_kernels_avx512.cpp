@@ -1,9 +1,10 @@
-// AVX-512 body of the two loops: 16 scores at a time. Compiled with -mavx512f, called only where it exists.
+// AVX-512 body of the loops: 16 scores at a time. Compiled with -mavx512f, called only where it exists.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
 #include "row_kernels.h"
+#include "row_loops.h"
 
 namespace saerl {
 namespace {
@@ -108,7 +109,8 @@ int64_t collect_from_group(const ScoreRow& row, int64_t begin, int64_t end, floa
 
 }  // namespace
 
-const RowKernels kAvx512Kernels = {"avx512", group_maxima, collect, collect_from_group};
+const RowKernels kAvx512Kernels = {"avx512",           group_maxima, kth_largest, collect,
+                                   collect_from_group, rank_keys,    160};
 
 }  // namespace saerl
 

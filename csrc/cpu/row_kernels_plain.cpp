@@ -1,5 +1,6 @@
-// Plain C++ body of the two loops; compilers vectorise the 16-wide inner ones for any machine.
+// Plain C++ body of the loops; compilers vectorise the 16-wide inner ones for any machine.
 #include "row_kernels.h"
+#include "row_loops.h"
 
 namespace saerl {
 namespace {
@@ -67,6 +68,6 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kPlainKernels = {"plain", group_maxima, collect, collect};
+const RowKernels kPlainKernels = {"plain", group_maxima, kth_largest, collect, collect, rank_keys, 0};
 
 }  // namespace saerl

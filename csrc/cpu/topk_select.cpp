@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include "row_loops.h"
 #include "threads.h"
 
 namespace saerl {
@@ -91,10 +92,9 @@ void RowSelect::set_floor_from_groups(RowState& state, const ScoreRow& stretch, 
                                       int64_t group) {
     maxima_.resize(static_cast<size_t>((width + group - 1) / group));
     state.nan |= kernels_.group_maxima(stretch, width, group, maxima_.data());
-    ordered_maxima_ = maxima_;
-    const auto kth = ordered_maxima_.begin() + (k_ - 1);
-    std::nth_element(ordered_maxima_.begin(), kth, ordered_maxima_.end(), std::greater<float>());
-    state.floor = *kth;
+    ordered_.resize(maxima_.size());
+    state.floor =
+        kernels_.kth_largest(maxima_.data(), static_cast<int64_t>(maxima_.size()), k_, ordered_.data());
     reaching_.resize(maxima_.size());
     size_t listed = 0;
     for (size_t g = 0; g < maxima_.size(); ++g) {
@@ -138,12 +138,23 @@ void RowSelect::finish(RowState& state, float* values, int32_t* columns, bool re
         for (int64_t i = 0; i < k_; ++i) columns[i] = static_cast<int32_t>(i);
         return;
     }
-    if (state.held > 2 * k_) cut_back(state);
-    std::sort(state.keys, state.keys + state.held, std::greater<uint64_t>());
-    for (int64_t i = 0; i < k_; ++i) {
-        const float value = value_of(state.keys[i]);
-        values[i] = relu && !(value > 0) ? 0.0f : value;
-        columns[i] = column_of(state.keys[i]);
+    const auto write = [&](int64_t place, uint64_t key) {
+        const float value = value_of(key);
+        values[place] = relu && !(value > 0) ? 0.0f : value;
+        columns[place] = column_of(key);
+    };
+    if (state.held > std::max(k_, kernels_.rank_limit)) cut_back(state);
+    if (state.held <= kernels_.rank_limit) {
+        int64_t count = state.held;
+        while (count % kRankStep != 0) state.keys[count++] = 0;
+        ranks_.resize(static_cast<size_t>(count));
+        kernels_.rank_keys(state.keys, count, ranks_.data());
+        for (int64_t i = 0; i < state.held; ++i) {
+            if (ranks_[i] < k_) write(ranks_[i], state.keys[i]);
+        }
+    } else {
+        std::sort(state.keys, state.keys + k_, std::greater<uint64_t>());
+        for (int64_t i = 0; i < k_; ++i) write(i, state.keys[i]);
     }
 }
 

@@ -74,9 +74,10 @@ class RowSelect {
     const RowKernels& kernels_;
     Hits hits_;
     std::vector<float> maxima_;
-    std::vector<float> ordered_maxima_;
+    std::vector<int32_t> ordered_;
     std::vector<int64_t> reaching_;  // first columns of the groups whose maximum reaches the floor
     std::vector<float> gathered_;
+    std::vector<int64_t> ranks_;
 };
 
 // The select of a matrix whose columns come in blocks.
