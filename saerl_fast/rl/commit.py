@@ -7,15 +7,25 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saerl_fast.errors import CorruptStoreError, DiskFullError, FormatError, JobMismatchError, StoreBusyError
+from saerl_fast.errors import (
+    CorruptStoreError,
+    DiskFullError,
+    FormatError,
+    JobMismatchError,
+    SaerlError,
+    StoreBusyError,
+)
 
 LOCK = "LOCK"
+_NEARLY_NOTHING = 2**16
+"""Bytes free below which a failed write is put down to the full disk."""
 
 
 def write_once(path: Path, content: bytes) -> None:
@@ -53,6 +63,20 @@ def disk_full(error: OSError, path: Path, size: int | None = None) -> OSError:
         f"the disk is full: {path} needs {needs}. What was committed is intact; make room and run the same "
         "command again.",
     )
+
+
+@contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Errors of other people's writers on a full disk, of whatever type, as DiskFullError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, SaerlError) or not (full or shutil.disk_usage(folder).free < _NEARLY_NOTHING):
+            raise
+        raise disk_full(OSError(errno.ENOSPC, str(error)), folder) from error
 
 
 def sync_folder(folder: Path) -> None:

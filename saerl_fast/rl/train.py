@@ -25,7 +25,15 @@ from typing import Any
 from saerl_fast import __version__
 from saerl_fast.curriculum.plan import BatchPlan
 from saerl_fast.errors import InputError
-from saerl_fast.rl.commit import digest, enter_manifest, read_object, sole_writer, sync_folder, write_once
+from saerl_fast.rl.commit import (
+    digest,
+    enter_manifest,
+    naming_full_disk,
+    read_object,
+    sole_writer,
+    sync_folder,
+    write_once,
+)
 from saerl_fast.rl.held_out import NAME as EVAL
 from saerl_fast.rl.held_out import answer_held_out, write_eval
 from saerl_fast.rl.label import Label
@@ -96,8 +104,17 @@ def _prepare(config: TrainConfig, progress: bool) -> _Run:
         rows = read_table(config.eval)
         id_field = config.id_field if any(config.id_field in row for row in rows) else None
         held_out = read_problems(rows, config.text_field, config.answer_field, id_field)
+        _warn_of_overlap(problems, held_out)
     plan, arguments = _order(config, settings, problems)
     return _Run(config, Path(config.out), problems, held_out, verifier, plan, arguments, progress)
+
+
+def _warn_of_overlap(problems: Problems, held_out: Problems) -> None:
+    """Held-out accuracy on problems that are trained on says nothing."""
+    trained = {digest(problems.text(place)) for place in range(len(problems))}
+    shared = sum(digest(held_out.text(place)) in trained for place in range(len(held_out)))
+    if shared:
+        logger.warning("train: %d of %d held-out problems are also in the training table", shared, len(held_out))
 
 
 def _order(config: TrainConfig, settings: dict[str, Any], problems: Problems) -> tuple[BatchPlan, Any]:
@@ -177,8 +194,10 @@ def _go(run: _Run, first: bool) -> TrainResult:
             enter_manifest(run.out / POLICY, {"fingerprint": fingerprint_policy(model, tokenizer)})
             before = _answers(run, model, tokenizer, "before")
         trainer.accelerator.wait_for_everyone()
-        trainer.train(resume_from_checkpoint=last_checkpoint(run.out, run.arguments))
-        _save(trainer, run.out)
+        checkpoint = last_checkpoint(run.out, clear=first, only_models=run.arguments.save_only_model)
+        with naming_full_disk(run.out):
+            trainer.train(resume_from_checkpoint=checkpoint)
+            _save(trainer, run.out)
     if first:
         after = _answers(run, model, tokenizer, "after")
         if run.held_out is not None and before is not None:
@@ -261,10 +280,11 @@ def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
-def last_checkpoint(out: Path, arguments: Any = None) -> str | None:
+def last_checkpoint(out: Path, *, clear: bool = True, only_models: bool = False) -> str | None:
     """The newest whole checkpoint folder, None where there is none.
 
-    The trainer writes trainer_state.json last; a folder without it was cut off and is removed.
+    The trainer writes trainer_state.json last; a folder without it was cut off, and is removed (``clear``).
+    only_models: checkpoints hold no optimizer (save_only_model), so there is nothing to go on from.
     """
     found: dict[int, Path] = {}
     for folder in out.glob("checkpoint-*"):
@@ -273,12 +293,12 @@ def last_checkpoint(out: Path, arguments: Any = None) -> str | None:
             continue
         if _is_whole(folder):
             found[int(number)] = folder
-        else:
+        elif clear:
             logger.warning("train: %s is not whole and is removed", folder)
             shutil.rmtree(folder)
     if not found:
         return None
-    if getattr(arguments, "save_only_model", False):
+    if only_models:
         logger.warning("train: save_only_model leaves nothing to go on from; the run starts again")
         return None
     newest = found[max(found)]

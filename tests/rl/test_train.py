@@ -289,6 +289,52 @@ def test_a_plan_of_another_dataset_is_refused(world, tmp_path):
         train(replace(config(world, tmp_path / "b"), data=str(tmp_path / "data.jsonl")), progress=False)
 
 
+def test_a_plan_by_row_number_knows_the_table_by_its_texts(world, tmp_path):
+    from saerl_fast.curriculum import fingerprint, make_plan
+
+    rows = [{"problem": f"q{row} = ?", "answer": "1"} for row in range(12)]
+    texts = fingerprint([row["problem"] for row in rows], "problem")
+    make_plan(list(range(12)), prompts_per_step=4, policy="random", fingerprint=texts).save(tmp_path / "plan")
+    settings = {"plan": str(tmp_path / "plan"), "verifier": "math"}
+    for name, table in (("a", rows), ("b", [{**row, "id": f"q{n}"} for n, row in enumerate(rows)])):
+        write(tmp_path / f"{name}.jsonl", table)
+        wanted = replace(config(world, tmp_path / name, **settings), data=str(tmp_path / f"{name}.jsonl"))
+        assert train(wanted, progress=False).done["steps"] == 3
+    write(tmp_path / "c.jsonl", rows[::-1])
+    with pytest.raises(PlanError, match="'problem' is not the one the plan was made from"):
+        train(replace(config(world, tmp_path / "c", **settings), data=str(tmp_path / "c.jsonl")), progress=False)
+
+
+def test_held_out_problems_that_are_trained_on_are_counted(world, tmp_path, caplog):
+    run(world, tmp_path, grpo={"max_steps": 1}, eval=str(world / "data.jsonl"))
+    assert "22 of 22 held-out problems are also in the training table" in caplog.text
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_later(whole, world, tmp_path, monkeypatch):
+    import errno
+
+    from trl import GRPOTrainer
+
+    from saerl_fast.errors import DiskFullError
+
+    real = GRPOTrainer._save_checkpoint
+
+    def full(self, *arguments):
+        if self.state.global_step == 8:
+            (Path(self.args.output_dir) / "checkpoint-8").mkdir()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, *arguments)
+
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", full)
+    with pytest.raises(DiskFullError, match="the disk is full.*run the same command again"):
+        run(world, tmp_path)
+    monkeypatch.setattr(GRPOTrainer, "_save_checkpoint", real)
+    run(world, tmp_path)
+    assert scored(plan_for(ROWS))[4 * 8 :] == SEEN
+    weights = [load_file(folder / "model/model.safetensors") for folder in (tmp_path, whole[0].out)]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_a_planned_row_without_an_answer_is_refused(world, tmp_path):
     rows = [problem(row) for row in range(ROWS)]
     rows[7]["answer"] = ""
@@ -348,5 +394,8 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-12").mkdir()
+    assert last_checkpoint(tmp_path, clear=False) == str(tmp_path / "checkpoint-10")
+    assert (tmp_path / "checkpoint-12").exists()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path, only_models=True) is None
     assert not (tmp_path / "checkpoint-12").exists()
