@@ -17,8 +17,8 @@ constexpr int64_t kSmallestGroup = 16;
 constexpr int64_t kLargestGroup = 256;
 constexpr int64_t kGatherWidth = 4096;  // columns copied at a time when they do not lie side by side
 
-// A score and its column as one number: the larger key is the larger score, or the lower column of equal
-// ones.
+// A score and its column as one number: the larger key is the larger score, or the lower column of
+// equal ones.
 uint64_t key_of(float value, int64_t column) {
     value += 0.0f;  // -0 becomes +0
     uint32_t bits;

@@ -4,8 +4,7 @@
 //
 // Floor:  reading each score once (rows * width * 4 bytes).
 // Trick:  cut the row into groups and take the k-th largest *group maximum* t. The k groups that reach t hold
-// k
-//         distinct scores >= t, so the k-th largest score is >= t too, and only those groups have to be
+//         k distinct scores >= t, so the k-th largest score is >= t too, and only those groups have to be
 //         looked into; about 1.1 k scores pass. Nothing is bounded by hope: when the candidates outgrow their
 //         buffer they are cut back to the best k, which raises the floor, and the scan goes on.
 //

@@ -4,10 +4,9 @@
 //
 // Floor:  reading each score once from memory (rows * width * 4 bytes).
 // Trick:  the k-th largest *group maximum* t is a lower bound of the k-th largest score, so after one pass
-// over
-//         the row only the k groups that reach t are read again (from the L2 cache), and about 1.1 k scores
-//         pass. When candidates outgrow their place they are sorted and cut back to the best k, which raises
-//         t.
+//         over the row only the k groups that reach t are read again (from the L2 cache), and about 1.1 k
+//         scores pass. When candidates outgrow their place they are sorted and cut back to the best k, which
+//         raises t.
 //
 // Every step has a fixed order and there are no atomics: the same input gives the same bits. Descending; ties
 // to the lower column; -0 counts as +0. A row with a NaN gives NaN values and columns 0..k-1.
