@@ -121,8 +121,14 @@ def _best_inverse_penalty(scaled: Rows, classes: NDArray[Any], seed: int) -> flo
 
 
 def _fit(model: Any, rows: Rows, classes: NDArray[Any]) -> None:
-    """Fit, with the solver's warnings in the log instead of on the screen."""
-    with warnings.catch_warnings(record=True) as caught:
+    """Fit, with the solver's warnings in the log instead of on the screen.
+
+    One thread of BLAS: products with a few columns gain nothing from more, and on a busy machine the
+    waiting threads cost ten times the work.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(rows, classes)
     for warning in caught:
