@@ -60,12 +60,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import os
+    import warnings
+
     from saerl_fast.rl.train import TrainConfig, train
 
+    # what trl and transformers tell each other about names to come is not for the user to act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     values = {name: value for name, value in vars(args).items() if name not in ("command", "config")}
     rollouts = values["eval_rollouts"]
     values["eval_rollouts"] = int(rollouts) if isinstance(rollouts, str) and rollouts.isdigit() else rollouts
     result = train(TrainConfig.from_mapping({**values, "grpo": values["grpo"] or {}}))
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     state = "finished" if result.ran else "was finished before; nothing was done"
     print(f"{result.out}: {result.done.get('steps')} steps, {state}")
     if result.eval is not None and result.eval["after"] is not None:

@@ -15,8 +15,8 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -89,7 +89,22 @@ def train(config: TrainConfig, *, progress: bool = True) -> TrainResult:
         if (run.out / DONE).exists():
             logger.info("train: %s is finished; nothing to do", run.out)
             return _result(run.out, ran=False)
-        return _go(run, first)
+        with _one_bar():
+            return _go(run, first)
+
+
+@contextmanager
+def _one_bar() -> Iterator[None]:
+    """transformers shows a bar for each file it reads or writes, in the middle of ours."""
+    from transformers.utils import logging as reporting
+
+    shown = reporting.is_progress_bar_enabled()
+    reporting.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            reporting.enable_progress_bar()
 
 
 def _prepare(config: TrainConfig, progress: bool) -> _Run:

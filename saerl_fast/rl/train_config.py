@@ -106,7 +106,7 @@ class TrainConfig:
 def grpo_settings(config: TrainConfig) -> dict[str, Any]:
     """``config.grpo`` with what a run needs where it says nothing; every key known to GRPOConfig.
 
-    logging_steps 1; the seed; on a machine without CUDA no bf16 (TRL's default is bf16).
+    logging_steps 1; the seed; on a machine without an accelerator use_cpu, and on a CPU no bf16 (TRL's default).
     """
     import torch
 
@@ -119,7 +119,10 @@ def grpo_settings(config: TrainConfig) -> dict[str, Any]:
     settings = {"seed": config.seed, **settings, "output_dir": config.out}
     if "logging_strategy" not in settings:
         settings.setdefault("logging_steps", 1)
-    if not torch.cuda.is_available() and not settings.get("fp16"):
+    if not torch.accelerator.is_available():
+        # without use_cpu the trainer would not see the processes of a launcher
+        settings.setdefault("use_cpu", True)
+    if settings.get("use_cpu") and not settings.get("fp16"):
         settings.setdefault("bf16", False)
     return settings
 

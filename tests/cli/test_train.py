@@ -79,3 +79,25 @@ def test_a_grpo_setting_without_a_value(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--model", "m", "--data", "d", "--out", "o", "--grpo", "max_steps"])
     assert "wanted KEY=VALUE" in capsys.readouterr().err
+
+
+def test_the_config_in_the_docs_is_one():
+    import re
+    from pathlib import Path
+
+    import yaml
+
+    from saerl_fast.rl.train_config import TrainConfig, grpo_settings
+
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    found = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[1])
+    config = TrainConfig.from_mapping({key.replace("-", "_"): value for key, value in found.items()})
+    assert config.eval_by == ("topic", "level")
+    assert grpo_settings(config)["learning_rate"] == 1e-6
+    for words in re.findall(r"^(saerl .*(?:\\\n.*)*)$", page, flags=re.MULTILINE):
+        from saerl_fast.cli import build_parser
+
+        parser, commands = build_parser()
+        given = words.replace("\\\n", " ").split()[1:]
+        if "--config" not in given:
+            assert parser.parse_args(given).command in commands
