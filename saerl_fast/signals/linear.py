@@ -126,7 +126,7 @@ def _fit(model: Any, rows: Rows, classes: NDArray[Any]) -> None:
     One thread of BLAS: products with a few columns gain nothing from more, and on a busy machine the
     waiting threads cost ten times the work.
     """
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(1, user_api="blas"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
