@@ -1,6 +1,6 @@
 """Draw a plan: which clusters meet in each step, and how hard its problems are.
 
-    python examples/plan_picture.py PLAN_DIR picture.svg
+python examples/plan_picture.py PLAN_DIR picture.svg
 """
 
 import sys

@@ -140,7 +140,10 @@ class SAE:
     @cached_property
     def latent_scale(self) -> Tensor | None:
         """The factor [M] on each pre-activation: the decoder norms, or None for one everywhere."""
-        return torch.linalg.vector_norm(self.w_dec, dim=-1) if self.rescale_by_decoder_norm else None
+        if not self.rescale_by_decoder_norm:
+            return None
+        norms: Tensor = torch.linalg.vector_norm(self.w_dec, dim=-1)
+        return norms
 
     def prepare(self, x: Tensor) -> Tensor:
         """x as the encoder sees it before b_dec: heads flattened, SAE dtype, normalised; [R, D]."""

@@ -80,9 +80,10 @@ def sanity(sae: SAE, rows: Tensor) -> SAESanity:
     codes = sae.encode(rows)
     missed = (rows - sae.decode(codes)).double().square().sum()
     spread = (rows - rows.mean(dim=0)).double().square().sum()
-    active = codes.indices[codes.values > 0]
+    active = codes.indices[codes.values > 0].long()
+    fired = torch.bincount(active, minlength=sae.d_sae).count_nonzero()
     return SAESanity(
         explained_variance=float(1 - missed / spread),
         l0=active.numel() / len(rows),
-        dead_share=1 - active.unique().numel() / sae.d_sae,
+        dead_share=1 - int(fired) / sae.d_sae,
     )

@@ -21,14 +21,20 @@ def math_folder(real, minilm, tmp_path_factory):
     words = ["featurize", str(real / "data" / "math_train.jsonl.gz"), "--text-field", "problem", "--model", minilm]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the SAE's own model: no mismatch to warn of
-        assert main([*words, "--sae", str(real / "models" / "minilm-l4-topk32-4096"), "--keep-hidden", "--out", str(out)]) == 0
+        assert (
+            main([*words, "--sae", str(real / "models" / "minilm-l4-topk32-4096"), "--keep-hidden", "--out", str(out)])
+            == 0
+        )
     return out
 
 
 @pytest.fixture(scope="module")
 def evaluation(math_folder):
     out = math_folder.parent / "out.json"
-    assert main(["evaluate", str(math_folder), "--topic", "subject", "--difficulty", "difficulty", "--json", str(out)]) == 0
+    assert (
+        main(["evaluate", str(math_folder), "--topic", "subject", "--difficulty", "difficulty", "--json", str(out)])
+        == 0
+    )
     return json.loads(out.read_text())
 
 

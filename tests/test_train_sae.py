@@ -20,7 +20,14 @@ def test_training_recovers_planted_structure_and_leaves_a_sae_lens_folder(tmp_pa
     sae_lens = pytest.importorskip("sae_lens")
     before = torch.random.get_rng_state()
     sae = train_topk_sae(
-        planted(256), tmp_path, d_sae=80, k=3, rows=256 * 150, batch_rows=256, lr=1e-2, metadata={"model_name": "planted"}
+        planted(256),
+        tmp_path,
+        d_sae=80,
+        k=3,
+        rows=256 * 150,
+        batch_rows=256,
+        lr=1e-2,
+        metadata={"model_name": "planted"},
     )
     assert torch.equal(torch.random.get_rng_state(), before)
     found = sanity(sae, next(planted(2000, seed=5)))

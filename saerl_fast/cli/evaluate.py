@@ -28,8 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from saerl_fast.extract.store import load_features, read_columns
     from saerl_fast.signals.evaluate import evaluate, format_table
 
-    labels = {name: getattr(args, name) for name in ("topic", "difficulty", "quality") if getattr(args, name)}
-    if not labels:
+    if not (args.topic or args.difficulty or args.quality):
         raise InputError("name at least one column of labels: --topic, --difficulty or --quality")
     features = load_features(args.folder)
     columns = read_columns(args.folder)
@@ -39,8 +38,10 @@ def run(args: argparse.Namespace) -> int:
         hidden=features.hidden,
         texts=texts,
         lengths=features.n_tokens,
+        topic=column(columns, args.topic) if args.topic else None,
+        difficulty=column(columns, args.difficulty) if args.difficulty else None,
+        quality=column(columns, args.quality) if args.quality else None,
         seed=args.seed,
-        **{name: column(columns, wanted) for name, wanted in labels.items()},
     )
     if features.hidden is None:
         logger.warning("%s holds no hidden states (featurize --keep-hidden): the row raw is missing", args.folder)

@@ -141,7 +141,7 @@ def _write_csv(path, rows):
 
 
 def _write_parquet(path, rows):
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
