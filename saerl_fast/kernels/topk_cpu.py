@@ -17,8 +17,8 @@ from saerl_fast.kernels.precision import full_float32
 
 TOKENS = 1024
 """Rows of one block: with fewer the product itself is slower (256 rows cost a third more)."""
-BLOCK_NUMBERS = 2**21
-"""Numbers in the buffer (8 MB): 2,048 latents for a full block of tokens, more for fewer tokens."""
+BLOCK_NUMBERS = 2**22
+"""Numbers in the buffer (16 MB): 4,096 latents for a full block of tokens, more for fewer tokens."""
 CANDIDATE_NUMBERS = 2**24
 """Upper bound on the candidates held for one block of tokens, so that a large k takes fewer tokens."""
 
