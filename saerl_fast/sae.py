@@ -159,7 +159,7 @@ class SAE:
             x = x - x.mean(dim=-1, keepdim=True)
             return x / (x.std(dim=-1, keepdim=True) + LAYER_NORM_EPS)
         if self.input_norm == "constant_norm_rescale":
-            return x * (self.d_in**0.5 / x.norm(dim=-1, keepdim=True))
+            x = x * (self.d_in**0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
         return x
 
 

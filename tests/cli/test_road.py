@@ -92,7 +92,7 @@ def test_evaluate_writes_every_control(folder, world, capsys):
     assert result["topic"]["tfidf"] > 0.95  # the words tell the topic
     assert result["topic"]["majority"] < 0.7
     assert result["difficulty"]["length"] > 0.5  # the level is written on the length
-    assert "tfidf" in capsys.readouterr().out
+    assert "TF-IDF" in capsys.readouterr().out
 
 
 def test_evaluate_refuses_changed_data_and_missing_columns(folder, world, capsys, tmp_path):
