@@ -65,7 +65,9 @@ class ClusterRows:
             far = own - 2 * inner + other
             near = far <= ROUNDING * (own + other)
         far[near] = 0
-        return far.astype(np.float32)
+        # what overflows becomes infinite, and is refused once rows are assigned
+        with np.errstate(over="ignore"):
+            return far.astype(np.float32)
 
     def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """A few rows as a dense array."""

@@ -158,6 +158,8 @@ def _weights(
             max_iter=MAX_SWEEPS,
             # everything is float32 in the wanted order already; the checks cost more than small fits
             check_input=False,
+            # not needed for cyclic descent, but without it numpy's global generator is drawn from
+            random_state=0,
         )
     for warning in caught:
         logger.debug("elastic net, l1_ratio %g: %s", l1_ratio, warning.message)

@@ -28,12 +28,12 @@ class NearChanceWarning(UserWarning):
 
 
 def spearman(predicted: NDArray[Any], true: NDArray[Any]) -> float:
-    """Spearman's rank correlation; 0 where either side is constant, for a constant orders nothing."""
-    from scipy.stats import spearmanr
+    """Spearman's rank correlation, ties at their mean rank; 0 where a side is constant and so orders nothing."""
+    from scipy.stats import rankdata
 
     if np.ptp(predicted) == 0 or np.ptp(true) == 0:
         return 0.0
-    return float(spearmanr(predicted, true).statistic)
+    return float(np.corrcoef(rankdata(predicted), rankdata(true))[0, 1])
 
 
 def area_under_curve(predicted: NDArray[Any], positive: NDArray[np.bool_]) -> float:
