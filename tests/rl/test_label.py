@@ -21,7 +21,7 @@ from saerl_fast.errors import (
     StoreBusyError,
     VerifierError,
 )
-from saerl_fast.rl.commit import sole_writer
+from saerl_fast.rl.commit import sole_writer, write_once
 from saerl_fast.rl.label import difficulty_column, label, read_labels
 from saerl_fast.rl.rollout import DrawToken, Sampling, encode_prompt, generate
 from tests.rl.conftest import tiny_model, tiny_tokenizer
@@ -70,6 +70,20 @@ def test_the_global_random_state_is_left_alone():
     assert np.array_equal(before[1], np.random.get_state()[1])
     torch.manual_seed(4)
     assert run() == first
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_its_mode(training):
+    model = tiny_model().train(training)
+    label(ROWS[:2], model, tiny_tokenizer(), vowels, max_new_tokens=2, progress=False)
+    assert model.training is training
+
+
+def test_a_committed_file_is_never_replaced(tmp_path):
+    write_once(tmp_path / "a", b"first")
+    with pytest.raises(FileExistsError):
+        write_once(tmp_path / "a", b"second")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"first")]
 
 
 def test_tokens_are_drawn_from_the_softmax():
