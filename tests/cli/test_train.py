@@ -12,7 +12,7 @@ model: {root}/model
 data: {root}/data.jsonl
 plan: {root}/plan
 out: {root}/run
-verifier: my_verifier:check
+verifier: train_verifier:check
 eval: {root}/data.jsonl
 eval-rollouts: 2
 eval_by: [topic]
@@ -32,7 +32,7 @@ def world(tmp_path, monkeypatch):
     rows = [{"id": f"q{row}", "problem": f"q{row} =", "answer": "1", "topic": "ab"[row % 2]} for row in range(8)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan_for(8).save(tmp_path / "plan")
-    (tmp_path / "my_verifier.py").write_text("def check(completion, answer, topic):\n    return topic == 'a'\n")
+    (tmp_path / "train_verifier.py").write_text("def check(completion, answer, topic):\n    return topic == 'a'\n")
     (tmp_path / "grpo.yaml").write_text(YAML.format(root=tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
