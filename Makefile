@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-real check format nightly clean
+.PHONY: demo test test-real bench check format nightly clean
 
 demo: $(STAMP)
 	$(BIN)/saerl demo --out out/demo
@@ -16,6 +16,10 @@ test: $(STAMP)
 test-real: $(STAMP)
 	@test -n "$(REAL)" || { echo "usage: make test-real REAL=DIR  (a folder with models/ and data/)"; exit 2; }
 	$(BIN)/python -m pytest -m real --real "$(REAL)" $(ARGS)
+
+# our operations beside what would be used otherwise: make bench ARGS='--quick --json FILE'
+bench: $(STAMP)
+	$(BIN)/saerl bench --suite cpu $(ARGS)
 
 check: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ LAYERS = [
     ["rl"],
     ["env"],
     ["demo"],
+    ["bench"],
     ["cli"],
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,120 @@
+"""Encoding: the select alone; TopK against torch, its own matrix product and sae-lens; by threshold."""
+
+from __future__ import annotations
+
+import torch
+
+from saerl_fast import ops
+from saerl_fast.bench import proof
+from saerl_fast.bench.contest import Contest
+from saerl_fast.bench.data import Encoder, encoder
+from saerl_fast.errors import BackendUnavailable, MissingDependency
+from saerl_fast.kernels import native
+from saerl_fast.ops import CsrRows, TopKCodes
+from saerl_fast.ops.choice import Call, pick
+from saerl_fast.ops.table import TABLE
+from saerl_fast.sae import SAE
+
+SELECT_WIDTH = 256
+"""Width of the activations behind the scores of `select`: it changes the cost of making them only."""
+
+
+def default_backend(op: str) -> str:
+    """The backend that runs `op` on the CPU when none is asked for."""
+    return pick(TABLE, op, Call("cpu"), None)[0]
+
+
+def select(rows: int, latents: int, k: int) -> Contest:
+    """The k largest of given scores [rows, latents], at one thread."""
+    if reason := native.missing():
+        raise BackendUnavailable(f"select: {reason}")
+    inputs = encoder(rows, min(SELECT_WIDTH, latents), latents)
+    scores = torch.addmm(inputs.b_enc, inputs.x - inputs.b_dec, inputs.w_enc.T)
+    return Contest(
+        ours=lambda: native.topk_select(scores, k),
+        baselines={"torch.topk": lambda: scores.topk(k, dim=1)},
+        prove=lambda result: proof.selected(result, scores, k),
+        backend="cpu",
+        threads=1,
+    )
+
+
+def encode(rows: int, width: int, latents: int, k: int) -> Contest:
+    """The default backend against three torch calls."""
+    inputs = encoder(rows, width, latents)
+    w, bias = inputs.w_enc.T, torch.addmv(inputs.b_enc, inputs.w_enc, inputs.b_dec, alpha=-1)
+    return Contest(
+        ours=lambda: _encode(inputs, k, None),
+        # b_dec is folded into the bias beforehand: one pass less than ours
+        baselines={"torch addmm + relu + topk": lambda: torch.addmm(bias, inputs.x, w).relu_().topk(k, dim=1)},
+        prove=lambda codes: proof.encoded(codes, inputs, k),
+        backend=default_backend("topk_encode"),
+    )
+
+
+def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
+    """Backend cpu against the float32 matrix product alone, into memory that is already there."""
+    inputs = encoder(rows, width, latents)
+    dense = torch.empty(rows, latents)
+    return Contest(
+        ours=lambda: _encode(inputs, k, "cpu"),
+        baselines={"torch.mm into a reused buffer": lambda: torch.mm(inputs.x, inputs.w_enc.T, out=dense)},
+        prove=lambda codes: proof.encoded(codes, inputs, k),
+        backend="cpu",
+    )
+
+
+def _encode(inputs: Encoder, k: int, backend: str | None) -> TopKCodes:
+    return ops.topk_encode(inputs.x, inputs.w_enc, inputs.b_enc, k, b_dec=inputs.b_dec, backend=backend)
+
+
+def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
+    """SAE.encode against TopKSAE.encode with the same weights, with the peak memory of both."""
+    try:
+        from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+    except ImportError as error:
+        raise MissingDependency(
+            f"sae-lens is needed for this row: {error}. pip install 'saerl-fast[sae-lens]'"
+        ) from error
+    inputs = encoder(rows, width, latents)
+    ours = SAE(inputs.w_enc, inputs.b_enc, inputs.w_enc, inputs.b_dec, kind="topk", k=k)
+    theirs = TopKSAE(
+        TopKSAEConfig(d_in=width, d_sae=latents, k=k, apply_b_dec_to_input=True, dtype="float32", device="cpu")
+    )
+    weights = {"W_enc": inputs.w_enc.T, "b_enc": inputs.b_enc, "W_dec": inputs.w_enc, "b_dec": inputs.b_dec}
+    theirs.load_state_dict(weights)
+
+    def their_encode() -> object:
+        with torch.no_grad():
+            return theirs.encode(inputs.x)
+
+    return Contest(
+        ours=lambda: ours.encode(inputs.x),
+        baselines={"sae_lens TopKSAE.encode": their_encode},
+        prove=lambda codes: proof.encoded(codes, inputs, k),
+        backend=default_backend("topk_encode"),
+        memory=True,
+    )
+
+
+def threshold_encode(rows: int, width: int, latents: int, l0: int) -> Contest:
+    """One threshold for all, set so that about l0 latents of a row pass it; to CSR rows."""
+    inputs = encoder(rows, width, latents)
+    w, bias = inputs.w_enc.T, torch.addmv(inputs.b_enc, inputs.w_enc, inputs.b_dec, alpha=-1)
+    sample = torch.addmm(bias, inputs.x[:64], w)
+    theta = float(sample.flatten().topk(l0 * len(sample)).values[-1])
+
+    def dense() -> CsrRows:
+        h = torch.addmm(bias, inputs.x, w)
+        keep = h > theta
+        row, indices = keep.nonzero(as_tuple=True)
+        indptr = torch.nn.functional.pad(torch.bincount(row, minlength=rows).cumsum(0), (1, 0))
+        return CsrRows(indptr, indices.int(), h[row, indices])
+
+    return Contest(
+        ours=lambda: ops.threshold_encode(inputs.x, inputs.w_enc, inputs.b_enc, theta, b_dec=inputs.b_dec),
+        baselines={"torch addmm + threshold + nonzero to CSR": dense},
+        prove=lambda codes: proof.thresholded(codes, inputs, theta),
+        backend=default_backend("threshold_encode"),
+        facts={"theta": theta, "mean_l0": len(dense().indices) / rows},
+    )

@@ -1,0 +1,169 @@
+"""The table of rows, and how one is run: prove, then time. A new row is one function and one line here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import torch
+
+from saerl_fast.bench.contest import Contest
+from saerl_fast.bench.encode import encode, encode_fp32_over_gemm, encode_vs_sae_lens, select, threshold_encode
+from saerl_fast.bench.kmeans import kmeans_iter
+from saerl_fast.bench.machine import load, machine
+from saerl_fast.bench.memory import peak_megabytes
+from saerl_fast.bench.pool import pool
+from saerl_fast.bench.timing import OURS, Effort, race
+from saerl_fast.errors import BackendUnavailable, InputError, MissingDependency
+
+logger = logging.getLogger(__name__)
+
+Size = Literal["full", "quick", "tiny"]
+Shape = dict[str, Any]
+
+EFFORT = {"full": Effort(30, 120), "quick": Effort(9, 12), "tiny": Effort(2, 5)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contest, and the shapes it is held at."""
+
+    contest: Callable[..., Contest]
+    full: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    tiny: tuple[Shape, ...]
+
+    def shapes(self, size: Size) -> tuple[Shape, ...]:
+        return {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
+
+
+def grid(**sides: Iterable[Any]) -> tuple[Shape, ...]:
+    """Every combination."""
+    return tuple(dict(zip(sides, values, strict=True)) for values in product(*sides.values()))
+
+
+_ENCODE = grid(rows=[2048], width=[1536], latents=[24576], k=[64])
+_ENCODE_TINY = grid(rows=[70], width=[24], latents=[300], k=[8])
+_THRESHOLD = grid(rows=[2048], width=[1536], latents=[24576], l0=[64])
+_POOL = grid(samples=[2000], shortest=[50], longest=[400], k=[32], latents=[24576])
+_KMEANS = {"clusters": [64, 256], "density": [0.03, 0.10, 0.20]}
+
+ROWS: dict[str, Row] = {
+    "select": Row(
+        select,
+        full=grid(rows=[1024], latents=[24576, 49152], k=[64]),
+        quick=grid(rows=[512], latents=[24576, 49152], k=[64]),
+        tiny=grid(rows=[5], latents=[300], k=[8]),
+    ),
+    "encode": Row(encode, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "threshold_encode": Row(
+        threshold_encode, full=_THRESHOLD, quick=_THRESHOLD, tiny=grid(rows=[70], width=[24], latents=[300], l0=[8])
+    ),
+    "pool": Row(pool, full=_POOL, quick=_POOL, tiny=grid(samples=[6], shortest=[1], longest=[9], k=[4], latents=[100])),
+    "kmeans_iter": Row(
+        kmeans_iter,
+        full=grid(rows=[20000], latents=[24576], **_KMEANS),
+        quick=grid(rows=[20000], latents=[4096], **_KMEANS),
+        tiny=grid(rows=[60], latents=[200], clusters=[5], density=[0.03, 0.2]),
+    ),
+}
+
+
+def run_suite(
+    size: Size = "full",
+    *,
+    only: Iterable[str] = (),
+    threads: int | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Run the rows named in `only` (all without it) and return {"machine": ..., "results": [...]}.
+
+    threads: for torch and for our kernels (torch's number without it). `report` is called with each result.
+
+    A result holds name, shape and, where our result was proved: exact (true), backend, threads, rounds, ours_ms,
+    baseline, baseline_ms, ratio (baseline / ours, medians of wall-clock time), the same from processor time
+    (ours_cpu_ms, baseline_cpu_ms, cpu_ratio), and all_baselines_ms. Where the proof failed: exact (false) and
+    failure, no time. Where the row cannot run here: skipped, the reason.
+
+    Raises InputError for a name that is no row.
+    """
+    names = list(only) or list(ROWS)
+    if unknown := sorted(set(names) - set(ROWS)):
+        raise InputError(f"no rows named {unknown} in the suite; there are {', '.join(ROWS)}")
+    threads = threads or torch.get_num_threads()
+    about: dict[str, Any] = {"suite": "cpu", "size": size, "machine": machine(threads), "results": []}
+    for name in names:
+        for shape in ROWS[name].shapes(size):
+            logger.info("%s %s", name, shape)
+            result = run_row(name, shape, EFFORT[size], threads)
+            about["results"].append(result)
+            report(result)
+    about["machine"]["load_at_end"] = load()
+    return about
+
+
+def run_row(name: str, shape: Shape, effort: Effort, threads: int) -> dict[str, Any]:
+    """One result, as `run_suite` describes it."""
+    result: dict[str, Any] = {"name": name, "shape": shape}
+    with torch_threads(threads):
+        try:
+            contest = ROWS[name].contest(**shape)
+        except (MissingDependency, BackendUnavailable) as error:
+            return result | {"skipped": str(error)}
+        with torch_threads(contest.threads or threads):
+            verdict = contest.prove(contest.ours())
+            result |= {"exact": verdict.failure is None, "backend": contest.backend, **contest.facts, **verdict.facts}
+            if verdict.failure is not None:
+                return result | {"failure": verdict.failure}
+            return result | figures(contest, effort) | (peaks(contest) if contest.memory else {})
+
+
+def figures(contest: Contest, effort: Effort) -> dict[str, Any]:
+    """Times of both sides and their ratios."""
+    times = race(contest.ours, contest.baselines, effort)
+    ours, rest = times[OURS], {name: times[name] for name in contest.baselines}
+    fastest = min(rest, key=lambda name: rest[name].wall_ms)
+    theirs = rest[fastest]
+    return {
+        "threads": torch.get_num_threads(),
+        "rounds": len(ours.wall),
+        "ours_ms": round(ours.wall_ms, 3),
+        "baseline": fastest,
+        "baseline_ms": round(theirs.wall_ms, 3),
+        "ratio": round(theirs.wall_ms / ours.wall_ms, 3),
+        "ours_cpu_ms": round(ours.processor_ms, 3),
+        "baseline_cpu_ms": round(theirs.processor_ms, 3),
+        "cpu_ratio": round(theirs.processor_ms / ours.processor_ms, 3),
+        "all_baselines_ms": {name: round(taken.wall_ms, 3) for name, taken in rest.items()},
+    }
+
+
+def peaks(contest: Contest) -> dict[str, Any]:
+    """Peak memory of both sides, in MB above what was there before the call."""
+    (baseline,) = contest.baselines.values()
+    ours, theirs = peak_megabytes(contest.ours), peak_megabytes(baseline)
+    if ours is None or theirs is None:
+        return {"memory": "not measured: the system does not tell"}
+    return {"ours_peak_mb": round(ours, 1), "baseline_peak_mb": round(theirs, 1)}
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """torch, and our kernels, on this many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def failures(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the rows whose proof failed."""
+    return [str(result["name"]) for result in results if result.get("exact") is False]

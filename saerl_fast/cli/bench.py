@@ -1,0 +1,62 @@
+"""Our operations beside what would be used otherwise, on this machine: every result is proved, then timed.
+
+Ends with 1 when a result is wrong; no speed is shown for it. `python -m benchmarks` in a clone is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "the throughput suite on this machine"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", default="cpu", choices=["cpu"], help="which suite (default cpu)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes: minutes")
+    parser.add_argument("--tiny", action="store_true", help="shapes of a test: shows that all of it runs, no more")
+    parser.add_argument("--only", metavar="ROWS", help="rows to run, with commas between: select,encode")
+    parser.add_argument("--threads", type=int, help="threads (default: torch's number)")
+    parser.add_argument("--json", metavar="FILE", help="write machine and results to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    from saerl_fast.bench.suite import failures, run_suite
+    from saerl_fast.errors import InputError
+
+    if args.quick and args.tiny:
+        raise InputError("--quick and --tiny were both given; choose one")
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads must be at least 1; got {args.threads}")
+    found = run_suite(
+        "tiny" if args.tiny else "quick" if args.quick else "full",
+        only=[name.strip() for name in args.only.split(",")] if args.only else (),
+        threads=args.threads,
+        report=lambda result: print(line_of(result), flush=True),
+    )
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    about = found["machine"]
+    print(f"{about['cpu']}, {about['threads']} threads, {about['isa']}; load {about['load_at_start']}, then "
+          f"{about['load_at_end']}")  # fmt: skip
+    if wrong := failures(found["results"]):
+        print(f"wrong results: {', '.join(wrong)}")
+    return 1 if wrong else 0
+
+
+def line_of(result: dict[str, Any]) -> str:
+    """One result in one line."""
+    shape = " ".join(f"{name}={value}" for name, value in result["shape"].items())
+    start = f"{result['name']} {shape}: "
+    if "skipped" in result:
+        return f"{start}not run: {result['skipped']}"
+    if not result["exact"]:
+        return f"{start}WRONG, no speed: {result['failure']}"
+    line = f"{start}{result['ours_ms']:.1f} ms ({result['backend']}), "
+    line += f"{result['baseline']} {result['baseline_ms']:.1f} ms: "
+    line += f"{result['ratio']:.2f}x, {result['cpu_ratio']:.2f}x in processor time"
+    if "ours_peak_mb" in result:
+        line += f"; peak {result['ours_peak_mb']} MB, theirs {result['baseline_peak_mb']} MB"
+    return line
