@@ -23,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="default", help="saerl, default, stratified, easy_to_hard or random")
     parser.add_argument("--clusters", type=int, default=16, help="number of clusters (default 16)")
     parser.add_argument("--difficulty", metavar="COL", help="column of numbers, higher is harder; gaps are predicted")
+    parser.add_argument("--labels", metavar="DIR", help="instead of --difficulty: pass rates written by saerl label")
     parser.add_argument("--quality", metavar="COL", help="column of two values or numbers, higher is better")
     parser.add_argument("--good-label", help="for quality in words: the word that means good")
     parser.add_argument("--drop-lowest", type=float, default=0.0, help="share of the rows to filter by quality")
@@ -38,15 +39,22 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from saerl_fast.cli.evaluate import column
     from saerl_fast.curriculum import make_plan
+    from saerl_fast.errors import InputError
     from saerl_fast.extract.store import load_features, read_columns
+    from saerl_fast.rl.label import difficulty_column, read_labels
     from saerl_fast.steer import steer
 
+    if args.difficulty and args.labels:
+        raise InputError("--difficulty and --labels both name the difficulty; give one of them")
     features = load_features(args.folder)
     columns = read_columns(args.folder) if args.difficulty or args.quality else []
+    difficulty = column(columns, args.difficulty) if args.difficulty else None
+    if args.labels:
+        difficulty = difficulty_column(read_labels(args.labels), list(features.ids))
     signals = steer(
         features,
         n_clusters=args.clusters,
-        difficulty=column(columns, args.difficulty) if args.difficulty else None,
+        difficulty=difficulty,
         quality=column(columns, args.quality) if args.quality else None,
         good_label=args.good_label,
         seed=args.seed,

@@ -117,6 +117,20 @@ def test_plan_writes_a_plan(folder, world, policy):
     assert "p0" not in [row for step in plan for row in np.asarray(step.ids).tolist()]  # the empty text
 
 
+def test_plan_takes_pass_rates_of_saerl_label(folder, world, capsys):
+    labels = world / "labels.jsonl"
+    rows = [
+        {"id": f"p{row}", "pass_rate": row % 9 / 8, "correct": row % 9, "rollouts": 8, "mean_score": row % 9 / 8}
+        for row in range(1, 80)
+    ]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["plan", str(folder), "--prompts-per-step", "8", "--clusters", "4", "--labels", str(labels)]
+    assert main([*words, "--out", str(world / "plan-labels")]) == 0
+    assert BatchPlan.load(world / "plan-labels").difficulty is not None
+    assert main([*words, "--out", str(world / "never"), "--difficulty", "level"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
