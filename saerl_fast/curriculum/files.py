@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from saerl_fast.curriculum.plan import PARTIAL, BatchPlan, ids_digest
 from saerl_fast.curriculum.policies import Policy
+from saerl_fast.durable import replace
 from saerl_fast.errors import CorruptStoreError, FormatError, InputError, PlanError, UnsafeFileError
 
 FORMAT = "saerl-plan"
@@ -69,8 +69,8 @@ def save_plan(plan: BatchPlan, folder: str | Path) -> Path:
     if target.exists() and target.read_bytes() != text:
         raise PlanError(f"{folder} holds another plan; save to another folder, or remove that plan first")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / ARRAYS_NAME, arrays)
-    _write(target, text)
+    replace(folder / ARRAYS_NAME, arrays)
+    replace(target, text)
     return folder
 
 
@@ -148,18 +148,6 @@ def _version() -> str:
         return metadata.version("saerl-fast")
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -13,26 +13,22 @@ is computed again.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from saerl_fast.durable import sole_writer, write_once
 from saerl_fast.errors import (
     CorruptStoreError,
-    DiskFullError,
     FormatError,
     IncompleteStoreError,
     JobMismatchError,
-    StoreBusyError,
 )
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats.safetensors_file import parse_json, read_header, read_json, read_tensors
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT_VERSION = 1
-MANIFEST, COLUMNS, DONE, LOCK = "manifest.json", "columns.jsonl", "DONE", "LOCK"
+MANIFEST, COLUMNS, DONE = "manifest.json", "columns.jsonl", "DONE"
 
 
 @dataclass(frozen=True)
@@ -112,26 +108,20 @@ class StoreWriter:
     def __init__(self, folder: str | os.PathLike[str], job: Job) -> None:
         self.folder = Path(folder)
         self.job = job
-        self._lock: IO[str] | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> StoreWriter:
-        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        self._lock = _acquire(self.folder / LOCK)
-        try:
+        with ExitStack() as opening:
+            opening.enter_context(sole_writer(self.folder))
+            (self.folder / "shards").mkdir(exist_ok=True)
             self._enter_manifest()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        for stale in (self.folder / "shards").glob("*.tmp"):
-            stale.unlink()
+            self._held = opening.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._held.close()
 
     @property
     def finished(self) -> bool:
@@ -144,7 +134,7 @@ class StoreWriter:
         """Keep the columns that came with the texts, one JSON object a row."""
         if not (self.folder / COLUMNS).exists():
             lines = "".join(json.dumps(dict(row), ensure_ascii=True) + "\n" for row in rows)
-            _write_once(self.folder / COLUMNS, lines.encode())
+            write_once(self.folder / COLUMNS, lines.encode())
 
     def write(self, shard: int, features: SparseFeatures, batches: Sequence[Sequence[int]]) -> None:
         """Commit one shard. batches: (rows, padded length) of each forward pass, as they were run."""
@@ -162,16 +152,16 @@ class StoreWriter:
         note["sha256"] = _hash_shard(tensors, note)
         # one key only: safetensors writes several in an order that differs from run to run
         content = save(tensors, metadata={"saerl_fast": json.dumps(note)})
-        _write_once(_shard_path(self.folder, shard), content)
+        write_once(_shard_path(self.folder, shard), content)
 
     def finish(self) -> None:
         """Mark the folder complete. Every shard is read back and checked first."""
         if not self.finished:
-            _write_once(self.folder / DONE, (_hash_all(self.folder, self.job) + "\n").encode())
+            write_once(self.folder / DONE, (_hash_all(self.folder, self.job) + "\n").encode())
 
     def _enter_manifest(self) -> None:
         if not (self.folder / MANIFEST).exists():
-            _write_once(self.folder / MANIFEST, self.job.to_json().encode())
+            write_once(self.folder / MANIFEST, self.job.to_json().encode())
             return
         found = Job.load(self.folder)
         if found.digest == self.job.digest:
@@ -244,47 +234,6 @@ def read_columns(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _shard_path(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}.safetensors"
-
-
-def _acquire(path: Path) -> IO[str]:
-    # not truncated on opening: the holder's note must survive our asking
-    lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        raise StoreBusyError(f"{path.parent}: another process is writing this folder ({holder})") from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    lock.flush()
-    return lock
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """Commit a file under its final name, whole; an existing file is never replaced."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                error.errno, f"the disk is full: {path} needs {len(content)} bytes. What was committed is intact; "
-                "make room and run the same command again."
-            ) from error  # fmt: skip
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read_note(path: Path) -> dict[str, Any]:

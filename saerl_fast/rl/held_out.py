@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saerl_fast.rl.commit import replace
+from saerl_fast.durable import replace
 from saerl_fast.rl.label import Label, label
 from saerl_fast.rl.problems import Problems
 from saerl_fast.rl.train_config import TrainConfig

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from saerl_fast import __version__
+from saerl_fast.durable import digest, enter_manifest, read_object, sole_writer, write_once
 from saerl_fast.errors import CorruptStoreError, FormatError, InputError
-from saerl_fast.rl.commit import digest, enter_manifest, read_object, sole_writer, write_once
 from saerl_fast.rl.problems import Problems, RowId, read_problems
 from saerl_fast.rl.verifier import Verifier, find_verifier
 

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from saerl_fast.curriculum.plan import BatchPlan
-from saerl_fast.rl.commit import disk_full, replace
+from saerl_fast.durable import disk_full, replace
 
 logger = logging.getLogger(__name__)
 

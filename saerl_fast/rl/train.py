@@ -24,8 +24,7 @@ from typing import Any
 
 from saerl_fast import __version__
 from saerl_fast.curriculum.plan import BatchPlan
-from saerl_fast.errors import InputError
-from saerl_fast.rl.commit import (
+from saerl_fast.durable import (
     digest,
     enter_manifest,
     naming_full_disk,
@@ -34,6 +33,7 @@ from saerl_fast.rl.commit import (
     sync_folder,
     write_once,
 )
+from saerl_fast.errors import InputError
 from saerl_fast.rl.held_out import NAME as EVAL
 from saerl_fast.rl.held_out import answer_held_out, write_eval
 from saerl_fast.rl.label import Label
