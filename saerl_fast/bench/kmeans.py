@@ -52,18 +52,19 @@ def sklearn_iteration(data: Any, centroids: Tensor) -> Call:
     """One Lloyd iteration on the data [S, M], CSR or dense."""
     from scipy import sparse
     from sklearn.cluster import _k_means_lloyd
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     kind = "sparse" if sparse.issparse(data) else "dense"
     lloyd = getattr(_k_means_lloyd, f"lloyd_iter_chunked_{kind}")
     rows, clusters = data.shape[0], len(centroids)
     weights = np.ones(rows, dtype=np.float32)
+    libraries = ThreadpoolController()
 
     def iteration() -> object:
         new, counts = np.zeros_like(centroids.numpy()), np.zeros(clusters, dtype=np.float32)
         labels, shift = np.full(rows, -1, dtype=np.int32), np.zeros(clusters, dtype=np.float32)
         # as in KMeans.fit: the chunks run in parallel, the product inside each does not
-        with threadpool_limits(1, user_api="blas"):
+        with libraries.limit(limits=1, user_api="blas"):
             lloyd(data, weights, centroids.numpy(), new, counts, labels, shift, torch.get_num_threads())
         return labels, new
 

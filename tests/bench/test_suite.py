@@ -1,0 +1,101 @@
+"""Every row runs at a tiny shape; a wrong result of ours gives no speed."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from saerl_fast.bench import suite
+from saerl_fast.bench.suite import EFFORT, ROWS, run_row, run_suite
+from saerl_fast.errors import InputError
+
+SPEEDS = {"ours_ms", "baseline_ms", "ratio", "ours_cpu_ms", "baseline_cpu_ms", "cpu_ratio", "all_baselines_ms"}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    reported = []
+    found = run_suite("tiny", report=reported.append)
+    assert reported == found["results"]
+    return found
+
+
+def spoil(result):
+    """The same result with its numbers off by a thousandth."""
+    parts = [part * 1.001 if part.is_floating_point() else part for part in result]
+    return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+
+
+def spoil_row(monkeypatch, name):
+    row = ROWS[name]
+
+    def contest(**shape):
+        true = row.contest(**shape)
+        return dataclasses.replace(true, ours=lambda: spoil(true.ours()))
+
+    monkeypatch.setitem(ROWS, name, dataclasses.replace(row, contest=contest))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_proved_and_timed(tiny, name):
+    results = [result for result in tiny["results"] if result["name"] == name]
+    assert len(results) == len(ROWS[name].tiny)
+    for result in results:
+        assert result.get("skipped") is None
+        assert result["exact"] is True
+        assert result.keys() >= SPEEDS
+        assert result["rounds"] == EFFORT["tiny"].rounds
+        assert result["ratio"] == pytest.approx(result["baseline_ms"] / result["ours_ms"], rel=2e-3)
+        assert result["baseline_ms"] == min(result["all_baselines_ms"].values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_wrong_result_gives_no_speed(monkeypatch, name):
+    spoil_row(monkeypatch, name)
+    result = run_row(name, ROWS[name].tiny[0], EFFORT["tiny"], threads=1)
+    assert result["exact"] is False
+    assert result["failure"]
+    assert not SPEEDS & set(result)
+    assert suite.failures([result]) == [name]
+
+
+def test_the_machine_is_described(tiny):
+    about = tiny["machine"]
+    assert about.keys() >= {"cpu", "cores", "threads", "isa", "gpu", "versions", "date", "commit", "load_at_start"}
+    assert about["versions"]["torch"] == torch.__version__
+    assert "load_at_end" in about
+
+
+def test_select_runs_at_one_thread_and_the_number_is_put_back(monkeypatch):
+    seen = []
+    row = ROWS["select"]
+
+    def contest(**shape):
+        true = row.contest(**shape)
+        return dataclasses.replace(true, ours=lambda: (seen.append(torch.get_num_threads()), true.ours())[1])
+
+    monkeypatch.setitem(ROWS, "select", dataclasses.replace(row, contest=contest))
+    before = torch.get_num_threads()
+    result = run_row("select", row.tiny[0], EFFORT["tiny"], threads=2)
+    assert set(seen) == {1}
+    assert result["threads"] == 1
+    assert torch.get_num_threads() == before
+
+
+def test_memory_is_measured_against_sae_lens(tiny):
+    (result,) = [result for result in tiny["results"] if result["name"] == "encode_vs_sae_lens"]
+    assert {"ours_peak_mb", "baseline_peak_mb"} <= set(result) or "memory" in result
+
+
+def test_without_sae_lens_the_row_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sae_lens.saes.topk_sae", None)
+    result = run_row("encode_vs_sae_lens", ROWS["encode_vs_sae_lens"].tiny[0], EFFORT["tiny"], threads=1)
+    assert "sae-lens is needed" in result["skipped"]
+    assert "exact" not in result
+    assert not SPEEDS & set(result)
+
+
+def test_an_unknown_row_is_named():
+    with pytest.raises(InputError, match=r"no rows named \['speed'\].*select, encode"):
+        run_suite("tiny", only=["select", "speed"])
