@@ -34,13 +34,13 @@ RECORD = "_build.json"
 MODES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine() in ("x86_64", "AMD64")
 
-# no -march: the instruction set is chosen when the program runs. Only the files named here may use a newer
-# one, and without contraction they all give the same bits.
+# no -march: the instruction set is chosen when the program runs. Only the files whose names end so may use a
+# newer one. Without contraction they give the same bits where they do the same operations.
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-FILE_FLAGS = {
-    "row_kernels_avx2.cpp": ["-mavx2", "-mfma"] if X86 else [],
+FLAGS_BY_ENDING = {
+    "_avx2": ["-mavx2", "-mfma"] if X86 else [],
     # gcc 12 warns about its own intrinsics
-    "row_kernels_avx512.cpp": ["-mavx512f", "-Wno-maybe-uninitialized"] if X86 else [],
+    "_avx512": ["-mavx512f", "-Wno-maybe-uninitialized"] if X86 else [],
 }
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 CUDA_TARGETS = ("80", "90", "100")
@@ -120,7 +120,8 @@ def plan(cxx: str, nvcc: str | None, objects: Path, module: Path) -> list[Step]:
     steps = []
     for source in sorted([Path("csrc/bindings.cpp"), *Path("csrc/cpu").glob("*.cpp")]):
         output = objects / (source.stem + ".o")
-        flags = [*CXX_FLAGS, *openmp, *FILE_FLAGS.get(source.name, []), *define, *include]
+        special = next((more for ending, more in FLAGS_BY_ENDING.items() if source.stem.endswith(ending)), [])
+        flags = [*CXX_FLAGS, *openmp, *special, *define, *include]
         command = [cxx, *flags, "-MMD", "-MF", f"{output}.d", "-c", str(source), "-o", str(output)]
         steps.append(Step("cxx", [source], output, command))
     for source in sorted(Path("csrc/cuda").glob("*.cu")) if nvcc else []:

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/segment_pool.h"
 #include "cpu/threads.h"
 #include "cpu/topk_select.h"
 #ifdef SAERL_CUDA
@@ -69,6 +70,37 @@ std::unique_ptr<RunningTopK> make_running(int64_t rows, int64_t k, const std::st
     return std::make_unique<RunningTopK>(rows, k, row_kernels(isa));
 }
 
+Pooling pooling_named(const std::string& name) {
+    if (name == "sum") return Pooling::sum;
+    if (name == "mean") return Pooling::mean;
+    if (name == "max") return Pooling::max;
+    require(name == "count", "pooling must be sum, mean, max or count; got " + name);
+    return Pooling::count;
+}
+
+std::unique_ptr<SegmentPool> make_pool(Address starts, Address stops, Address tokens, int64_t segments,
+                                       Address columns, Address values, int64_t entries, int64_t latents,
+                                       const std::string& pooling, int64_t threads, const std::string& isa) {
+    require(segments >= 0 && entries >= 0, "segments and entries must not be negative");
+    require(latents >= 1 && latents <= std::numeric_limits<int32_t>::max(),
+            "latents must be from 1 to 2^31 - 1");
+    require(threads >= 1, "threads must be at least 1");
+    const Segments all = {at<const int64_t>(starts),
+                          at<const int64_t>(stops),
+                          at<const int64_t>(tokens),
+                          at<const int32_t>(columns),
+                          at<const float>(values),
+                          segments,
+                          entries,
+                          latents};
+    return std::make_unique<SegmentPool>(all, pooling_named(pooling), sparse_kernels(isa), threads);
+}
+
+void write_pool(const SegmentPool& pool, Address indptr, Address columns, Address values, int64_t threads) {
+    require(threads >= 1, "threads must be at least 1");
+    pool.write(at<int64_t>(indptr), at<int32_t>(columns), at<float>(values), threads);
+}
+
 #ifdef SAERL_CUDA
 void topk_select_cuda(Address scores, int64_t rows, int64_t width, int64_t row_stride, Address bias,
                       Address scale, int64_t k, bool relu, Address values, Address columns, int device,
@@ -106,6 +138,14 @@ PYBIND11_MODULE(_native, module) {
         .def("absorb", &saerl::absorb, release(), py::arg("scores"), py::arg("width"), py::arg("row_stride"),
              py::arg("bias"), py::arg("scale"), py::arg("threads"))
         .def("finish", &saerl::finish, release(), py::arg("values"), py::arg("columns"), py::arg("relu"),
+             py::arg("threads"));
+
+    py::class_<saerl::SegmentPool>(module, "SegmentPool")
+        .def(py::init(&saerl::make_pool), release(), py::arg("starts"), py::arg("stops"), py::arg("tokens"),
+             py::arg("segments"), py::arg("columns"), py::arg("values"), py::arg("entries"),
+             py::arg("latents"), py::arg("pooling"), py::arg("threads"), py::arg("isa"))
+        .def("entries", &saerl::SegmentPool::entries)
+        .def("write", &saerl::write_pool, release(), py::arg("indptr"), py::arg("columns"), py::arg("values"),
              py::arg("threads"));
 
     module.def("instruction_sets", &saerl::instruction_sets, "Those this machine has, best first.");

@@ -231,6 +231,8 @@ POOL_SAMPLES = (
     *(_pool(mode, codes=csr_rows(12, 20)) for mode in ("mean", "max", "sum", "last", "count")),
     _pool("mean", codes=topk_codes(0, 5, 20), offsets=torch.tensor([0, 0, 0])),
     _pool("max", codes=topk_codes(0, 5, 20), offsets=torch.tensor([0])),
+    _pool("sum", codes=csr_rows(12, 130), n_latents=130),
+    _pool("max", codes=csr_rows(12, 20)._replace(values=-grid(int(csr_rows(12, 20).indptr[-1]), low=1, high=4))),
 )
 
 POOL_MISTAKES = (
@@ -296,7 +298,7 @@ OPERATIONS = {
         Operation("threshold_encode", ops.threshold_encode, ("reference",), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES),
         Operation("decode", ops.decode, ("reference",), DECODE_SAMPLES, DECODE_MISTAKES),
         Operation("project", ops.project, ("reference",), PROJECT_SAMPLES, PROJECT_MISTAKES),
-        Operation("segment_pool", ops.segment_pool, ("reference",), POOL_SAMPLES, POOL_MISTAKES),
+        Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),
         Operation("kmeans_assign", ops.kmeans_assign, ("reference",), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
         Operation("kmeans_update", ops.kmeans_update, ("reference",), UPDATE_SAMPLES, UPDATE_MISTAKES),
     )

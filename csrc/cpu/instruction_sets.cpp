@@ -26,4 +26,15 @@ const RowKernels& row_kernels(const std::string& name) {
     return kPlainKernels;
 }
 
+const SparseKernels& sparse_kernels(const std::string& name) {
+#if defined(__x86_64__)
+    const RowKernels* chosen = &row_kernels(name);
+    if (chosen == &kAvx512Kernels) return kAvx512Sparse;
+    if (chosen == &kAvx2Kernels) return kAvx2Sparse;
+#else
+    row_kernels(name);  // refuses unknown names
+#endif
+    return kPlainSparse;
+}
+
 }  // namespace saerl

@@ -34,6 +34,7 @@ class Call:
     float64: bool = False
     """Some input is float64, so that the work is to be done in float64."""
     k: int = 0
+    n_latents: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ def segment_pool(codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mo
     # one key per (segment, latent); the sort is stable, so the values of a key stay in token order
     key, order = (segment * n_latents + tokens.indices)[kept].sort(stable=True)
     values = tokens.values[kept][order]
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     key, occurrences = torch.unique_consecutive(key, return_counts=True)
     segment, indices = key // n_latents, key % n_latents
     if mode == "count":

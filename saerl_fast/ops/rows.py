@@ -81,5 +81,6 @@ def segment_pool(
     n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
     check.offsets("segment_pool", "offsets", offsets, n_tokens, "the number of tokens")
     check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
-    name = choose(TABLE, "segment_pool", Call(offsets.device.type), backend)
+    call = Call(offsets.device.type, codes.values.dtype == torch.float64, n_latents=n_latents)
+    name = choose(TABLE, "segment_pool", call, backend)
     return CsrRows(*TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode))

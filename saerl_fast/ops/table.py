@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saerl_fast.kernels import native, topk_cpu, topk_cuda
+from saerl_fast.kernels import native, pool_cpu, topk_cpu, topk_cuda
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
 
@@ -11,12 +11,18 @@ def _never(_: Call) -> None:
     return None
 
 
-def _cpu_topk_refuses(call: Call) -> str | None:
+def _cpu_refuses(call: Call) -> str | None:
     if reason := native.missing():
         return reason
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
     return "float64 inputs need the reference" if call.float64 else None
+
+
+def _cpu_pool_refuses(call: Call) -> str | None:
+    if call.n_latents > pool_cpu.MAX_LATENTS:
+        return f"keeps a row of latents per thread, of {pool_cpu.MAX_LATENTS} at most, not {call.n_latents}"
+    return _cpu_refuses(call)
 
 
 def _cuda_topk_refuses(call: Call) -> str | None:
@@ -33,13 +39,16 @@ def _cuda_topk_refuses(call: Call) -> str | None:
 TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses),
-        "cpu": Implementation(topk_cpu.encode, _cpu_topk_refuses),
+        "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {"reference": Implementation(reference.threshold_encode, _never)},
     "decode": {"reference": Implementation(reference.decode, _never)},
     "project": {"reference": Implementation(reference.project, _never)},
-    "segment_pool": {"reference": Implementation(reference.segment_pool, _never)},
+    "segment_pool": {
+        "cpu": Implementation(pool_cpu.segment_pool, _cpu_pool_refuses),
+        "reference": Implementation(reference.segment_pool, _never),
+    },
     "kmeans_assign": {"reference": Implementation(reference.kmeans_assign, _never)},
     "kmeans_update": {"reference": Implementation(reference.kmeans_update, _never)},
 }

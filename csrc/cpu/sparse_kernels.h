@@ -1,0 +1,40 @@
+// The inner loops of the operations on sparse rows: what differs between instruction sets, and nothing else
+// (row_kernels.h says why). AVX2 and AVX-512 give the same bits; plain code rounds product and sum apart where
+// the machine has no fused multiply-add.
+#pragma once
+
+#include <cstdint>
+
+namespace saerl {
+
+struct SparseKernels {
+    // Columns that share one mark of `drain`.
+    static constexpr int64_t kBlock = 64;
+    // Entries that `drain` may write beyond those it counts.
+    static constexpr int64_t kSlack = 16;
+    // Columns of a table that `accumulate` can take at once; any multiple of kPanelStep up to it.
+    static constexpr int64_t kPanel = 64;
+    static constexpr int64_t kPanelStep = 16;
+
+    // Writes the numbers of `sums` that are not zero (NaN is none) and their columns, in order; returns how
+    // many. Only blocks of kBlock columns whose mark is set are looked at. Leaves sums and marks zero.
+    int64_t (*drain)(float* sums,     // INOUT [blocks * kBlock]
+                     uint8_t* marks,  // INOUT [blocks]
+                     int64_t blocks,
+                     int32_t* columns,  // OUT [counted + kSlack]
+                     float* values);    // OUT [counted + kSlack]
+
+    // totals[c] += values[e] * table[columns[e] * stride + c] for 0 <= c < width, entry after entry from
+    // `begin` while columns[e] < limit. Returns the entry where it stopped, or `end`.
+    int64_t (*accumulate)(const int32_t* columns, const float* values, int64_t begin, int64_t end,
+                          int32_t limit, const float* table, int64_t stride, int64_t width,
+                          float* totals);  // INOUT [width]
+};
+
+extern const SparseKernels kPlainSparse;
+#if defined(__x86_64__)
+extern const SparseKernels kAvx2Sparse;
+extern const SparseKernels kAvx512Sparse;
+#endif
+
+}  // namespace saerl
