@@ -116,7 +116,7 @@ def pooled(rows: CsrRows, codes: TopKCodes, offsets: Tensor, latents: int) -> Ve
     error = np.abs(rows.values.double().numpy() - mean)
     if not (error <= (length + 1) * ROUNDING * mean).all():
         return Verdict(f"a mean is off by {error.max():.3g}")
-    return Verdict()
+    return Verdict(facts={"mean_density": len(mean) / (samples * latents)})
 
 
 def clustered(result: tuple[Tensor, Tensor, Tensor], rows: CsrRows, centroids: Tensor) -> Verdict:

@@ -47,7 +47,7 @@ def grid(**sides: Iterable[Any]) -> tuple[Shape, ...]:
 
 
 _ENCODE = grid(rows=[2048], width=[1536], latents=[24576], k=[64])
-_ENCODE_QUICK = grid(rows=[1024], width=[1536], latents=[24576], k=[64])
+_THRESHOLD = grid(rows=[2048], width=[1536], latents=[24576], l0=[64])
 _ENCODE_TINY = grid(rows=[70], width=[24], latents=[300], k=[8])
 _POOL = grid(samples=[2000], shortest=[50], longest=[400], k=[32], latents=[24576])
 _KMEANS: dict[str, list[Any]] = {"clusters": [64, 256], "density": [0.03, 0.10, 0.20]}
@@ -59,13 +59,13 @@ ROWS: dict[str, Row] = {
         quick=grid(rows=[512], latents=[24576, 49152], k=[64]),
         tiny=grid(rows=[5], latents=[300], k=[8]),
     ),
-    "encode": Row(encode, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
-    "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
-    "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
+    "encode": Row(encode, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
     "threshold_encode": Row(
         threshold_encode,
-        full=grid(rows=[2048], width=[1536], latents=[24576], l0=[64]),
-        quick=grid(rows=[1024], width=[1536], latents=[24576], l0=[64]),
+        full=_THRESHOLD,
+        quick=_THRESHOLD,
         tiny=grid(rows=[70], width=[24], latents=[300], l0=[8]),
     ),
     "pool": Row(pool, full=_POOL, quick=_POOL, tiny=grid(samples=[6], shortest=[1], longest=[9], k=[4], latents=[100])),

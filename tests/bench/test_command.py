@@ -1,12 +1,14 @@
 """saerl bench: exit codes, the file it writes, and its twin python -m benchmarks."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.table import markdown
 from saerl_fast.bench import machine
 from saerl_fast.cli import main
 from tests.bench.test_suite import spoil_row
@@ -61,3 +63,11 @@ def test_results_on_file_are_whole():
         found = json.loads(path.read_text())
         assert found["machine"]["date"], path
         assert all(row.get("exact") or row.get("skipped") for row in found["results"]), path
+
+
+def test_the_tables_of_the_docs_are_those_of_their_files():
+    text = (ROOT / "docs" / "measured.md").read_text()
+    files = sorted(set(re.findall(r"benchmarks/results/[\w.-]+\.json", text)))
+    assert files, "no figure without a results file"
+    lines = [line for file in files for line in markdown(json.loads((ROOT / file).read_text()))]
+    assert set(re.findall(r"^\|.*\|$", text, flags=re.MULTILINE)) == set(lines)
