@@ -61,7 +61,7 @@ def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contes
     dense, buffer = torch.empty(rows, latents), torch.empty(rows * min(GEMM_BLOCK, latents))
 
     def in_blocks() -> None:
-        for w in inputs.w_enc.split(GEMM_BLOCK):
+        for w in torch.split(inputs.w_enc, GEMM_BLOCK):
             torch.mm(inputs.x, w.T, out=buffer[: rows * len(w)].view(rows, len(w)))
 
     return Contest(

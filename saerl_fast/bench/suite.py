@@ -72,7 +72,7 @@ ROWS: dict[str, Row] = {
     "kmeans_iter": Row(
         kmeans_iter,
         full=grid(rows=[20000], latents=[24576], **_KMEANS),
-        quick=grid(rows=[8000], latents=[4096], **_KMEANS),
+        quick=grid(rows=[20000], latents=[4096], **_KMEANS),
         tiny=grid(rows=[60], latents=[200], clusters=[5], density=[0.03, 0.2]),
     ),
 }
