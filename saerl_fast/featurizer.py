@@ -24,7 +24,7 @@ from saerl_fast import __version__, ops
 from saerl_fast.errors import InputError, NonFiniteError
 from saerl_fast.extract.batching import collate, group_by_length
 from saerl_fast.extract.capture import Capture
-from saerl_fast.extract.inputs import check_ids, read_texts
+from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
 from saerl_fast.extract.reader import Reader, make_reader
 from saerl_fast.extract.store import Job, StoreWriter, read_shard
 from saerl_fast.extract.tokens import Text, TokenizedText, tokenize
@@ -105,7 +105,8 @@ def featurize(
     max_length: texts are cut at min(model, SAE context size, max_length) tokens, marked and counted.
     out: a folder to write, shard by shard; a run that was killed continues there, a finished one is read.
     keep_hidden: also keep the mean hidden state over the same tokens, float32 [S, D].
-    ids: one unique id per text; default 0, 1, 2 ...  columns, source: kept in the folder beside the rows.
+    ids: one unique id per text; default the dataset's column ``id`` where it names every row once, else 0, 1, 2 ...
+    columns, source: kept in the folder beside the rows; columns is one dict a text.
     tokens_per_batch: padded tokens of one forward pass; default 4,096 on a CPU, 32,768 on CUDA.
     shard_rows: rows per shard; texts are sorted by length inside a shard only.
     on_nonfinite: what to do with a row that holds NaN or infinity: raise, or mark it and leave it empty.
@@ -116,7 +117,12 @@ def featurize(
     Warns (MismatchWarning) where the SAE was made for another model.
     """
     rows = read_texts(texts, text_field)
-    row_ids = check_ids(ids, len(rows))
+    row_ids = check_ids(dataset_ids(texts) if ids is None else ids, len(rows))
+    if shard_rows < 1:
+        raise InputError(f"shard_rows must be at least 1; got {shard_rows}")
+    if columns is not None and len(columns) != len(rows):
+        raise InputError(f"columns must have one entry per text: {len(rows)} texts, {len(columns)} columns")
+    lines = None if columns is None else to_json_lines(columns)
     found = sae if isinstance(sae, SAE) else load_sae(sae)
     reader = make_reader(model, found, tokenizer=tokenizer, layer=layer, device=device, dtype=dtype)
     found = found.to(reader.device)
@@ -132,15 +138,17 @@ def featurize(
         on_nonfinite,
     )
     fingerprint = _fingerprint(reader, found, settings, rows, row_ids)
+    if lines is not None:
+        fingerprint["columns"] = hashlib.sha256(lines).hexdigest()
     job = Job(len(rows), shard_rows, fingerprint, source or {})
-    return _run(job, rows, row_ids, columns, reader, found, settings, out, progress)
+    return _run(job, rows, row_ids, lines, reader, found, settings, out, progress)
 
 
 def _run(
     job: Job,
     texts: Sequence[Text],
     ids: Sequence[str | int],
-    columns: Sequence[dict[str, Any]] | None,
+    columns: bytes | None,
     reader: Reader,
     sae: SAE,
     settings: _Settings,

@@ -294,5 +294,14 @@ def test_another_model_than_the_saes_is_a_warning_with_both_names():
 
 
 def test_another_layer_than_the_saes_is_a_warning():
-    with pytest.warns(MismatchWarning, match="output of block 1, block 2 is read"):
+    with pytest.warns(MismatchWarning, match="blocks.1.hook_resid_post, the output of block 2 is read"):
         saerl_fast.featurize(["a"], tiny.causal_lm(), tiny.sae(), tokenizer=tiny.tokenizer(), layer=2, progress=False)
+
+
+def test_a_given_layer_serves_an_sae_of_another_kind_of_hook_with_a_warning():
+    sae = tiny.sae(metadata={"hook_name": "blocks.2.hook_resid_pre"})
+    with pytest.warns(MismatchWarning, match=r"hook_resid_pre, the output of block 1 is read"):
+        found = saerl_fast.featurize(
+            TEXTS[:3], tiny.causal_lm(), sae, tokenizer=tiny.tokenizer(), layer=1, progress=False
+        )
+    assert found.nnz > 0

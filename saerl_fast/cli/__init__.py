@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SaerlError as error:
         print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("saerl: interrupted; run the same command again to go on", file=sys.stderr)
         return 130

@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not (args.topic or args.difficulty or args.quality):
         raise InputError("name at least one column of labels: --topic, --difficulty or --quality")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise InputError(f"--json {args.json}: the folder to write to does not exist")
     features = load_features(args.folder)
     columns = read_columns(args.folder)
     texts = read_texts_again(args.folder, args.data, len(features))
@@ -54,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
 def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     """One column of the table kept in a feature folder."""
     from saerl_fast.errors import InputError
+    from saerl_fast.extract.inputs import column_names, has_column
 
-    if name not in rows[0]:
-        raise InputError(f"no column {name!r}; there are {sorted(rows[0])}")
+    if not has_column(rows, name):
+        raise InputError(f"no column {name!r}; there are {column_names(rows)}")
     return [row.get(name) for row in rows]
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import Any
 
 SUMMARY = "texts to SAE features"
 
-logger = logging.getLogger(__name__)
-
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help=".jsonl, .jsonl.gz, .csv, .parquet, or a hub dataset id")
+    parser.add_argument(
+        "data", metavar="DATA", help=".jsonl, .jsonl.gz, .csv, .parquet, or a hub dataset as ID[:CONFIG][@SPLIT]"
+    )
     parser.add_argument("--text-field", required=True, help="column of texts, or of chat messages")
     parser.add_argument("--model", required=True, help="reader model: a folder or a hub id")
     parser.add_argument("--sae", required=True, help="SAE folder (sae-lens form)")
@@ -32,12 +31,14 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from saerl_fast.errors import InputError
-    from saerl_fast.extract.inputs import hash_file, read_table
+    from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table
     from saerl_fast.featurizer import featurize
 
     rows = read_table(args.data)
-    if args.text_field not in rows[0]:
-        raise InputError(f"{args.data} has no column {args.text_field!r}; it has {sorted(rows[0])}")
+    if not has_column(rows, args.text_field):
+        raise InputError(f"{args.data} has no column {args.text_field!r}; it has {column_names(rows)}")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a file; a folder is wanted")
     ids, id_field = choose_ids(rows)
     source: dict[str, Any] = {"data": args.data, "text_field": args.text_field, "id_field": id_field}
     if Path(args.data).is_file():
@@ -64,14 +65,3 @@ def run(args: argparse.Namespace) -> int:
     mean = features.nnz / max(1, len(features))
     print(f"{args.out}: {len(features)} rows ({counts}), {mean:.1f} of {features.n_features} features a row")
     return 0
-
-
-def choose_ids(rows: list[dict[str, Any]]) -> tuple[list[str | int], str | None]:
-    """The column ``id`` where it names every row once, else row numbers; and which it was."""
-    found = [row.get("id") for row in rows]
-    good = all(isinstance(i, str) or type(i) is int for i in found)
-    if good and len(set(found)) == len(found):
-        return [i for i in found if i is not None], "id"
-    if any(i is not None for i in found):
-        logger.warning("column id does not name every row once; rows are numbered from 0 instead")
-    return list(range(len(rows))), None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from saerl_fast.errors import FormatError, InputError, MissingDependency
+from saerl_fast.errors import DtypeError, FormatError, InputError, MissingDependency, SaerlError
 from saerl_fast.extract.tokens import Text
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -38,6 +42,23 @@ def read_texts(texts: Any, text_field: str | None) -> Sequence[Text]:
     return found
 
 
+def dataset_ids(texts: Any) -> list[str | int] | None:
+    """The column ``id`` of a dataset, where it names every row once; None for anything else."""
+    if "id" not in (getattr(texts, "column_names", None) or ()):
+        return None
+    return choose_ids([{"id": found} for found in texts["id"]])[0]
+
+
+def choose_ids(rows: Sequence[Row]) -> tuple[list[str | int], str | None]:
+    """The column ``id`` where it names every row once, else row numbers; and which it was."""
+    found = [row.get("id") for row in rows]
+    if all(isinstance(i, str) or type(i) is int for i in found) and len(set(found)) == len(found):
+        return [i for i in found if i is not None], "id"
+    if any(i is not None for i in found):
+        logger.warning("column id does not name every row once; rows are numbered from 0 instead")
+    return list(range(len(rows))), None
+
+
 def check_ids(ids: Sequence[str | int] | None, rows: int) -> list[str | int]:
     if ids is None:
         return list(range(rows))
@@ -52,7 +73,7 @@ def check_ids(ids: Sequence[str | int] | None, rows: int) -> list[str | int]:
 
 
 def read_table(data: str) -> list[Row]:
-    """Rows of a table: .jsonl, .jsonl.gz, .csv, .parquet, or the id of a hub dataset (its train split).
+    """Rows of a table: .jsonl, .jsonl.gz, .csv, .parquet, or a hub dataset as ID[:CONFIG][@SPLIT].
 
     Raises FormatError, with the line, for a row that cannot be read.
     """
@@ -61,18 +82,55 @@ def read_table(data: str) -> list[Row]:
         if path.suffix in {".jsonl", ".gz", ".csv", ".parquet", ".json"}:
             raise FormatError(f"{data}: no such file")
         return _read_hub(data)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = list(_read_jsonl(path))
-    elif path.suffix == ".csv":
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
-    elif path.suffix == ".parquet":
-        rows = _read_parquet(path)
-    else:
-        raise FormatError(f"{data}: .jsonl, .jsonl.gz, .csv or .parquet is wanted; got {path.suffix or 'no suffix'}")
+    try:
+        rows = _read_file(path)
+    except SaerlError:
+        raise
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # truncated gzip, not UTF-8, not parquet, huge cell
+        raise FormatError(f"{path}: cannot be read as {''.join(path.suffixes)}: {error}") from error
     if not rows:
         raise InputError(f"{data}: the table has no rows")
     return rows
+
+
+def has_column(rows: Sequence[Row], name: str) -> bool:
+    """Whether any row has the field; rows without it count as missing values."""
+    return any(name in row for row in rows)
+
+
+def column_names(rows: Sequence[Row]) -> list[str]:
+    """The fields that occur, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def to_json_lines(rows: Sequence[Row]) -> bytes:
+    """One JSON object a row. Dates become ISO text, bytes base64; anything else that JSON lacks is refused by name."""
+    return "".join(_to_json(row, number) + "\n" for number, row in enumerate(rows)).encode()
+
+
+def _to_json(row: Row, number: int) -> str:
+    def convert(value: Any) -> Any:
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode()
+        if hasattr(value, "item"):
+            return value.item()
+        name = next((name for name, found in row.items() if found is value), "a nested field")
+        raise DtypeError(f"row {number}, column {name!r}: {type(value).__name__} cannot be kept beside the features")
+
+    return json.dumps(row, ensure_ascii=True, default=convert)
+
+
+def _read_file(path: Path) -> list[Row]:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return list(_read_jsonl(path))
+    if path.suffix == ".csv":
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
+            return [dict(row) for row in csv.DictReader(file)]
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    raise FormatError(f"{path}: .jsonl, .jsonl.gz, .csv or .parquet is wanted; got {path.suffix or 'no suffix'}")
 
 
 def hash_file(path: str | Path) -> str:
@@ -106,8 +164,15 @@ def _read_parquet(path: Path) -> list[Row]:
 
 
 def _read_hub(name: str) -> list[Row]:
+    """ID, ID:CONFIG, ID@SPLIT or ID:CONFIG@SPLIT; the split is train unless given."""
     try:
         import datasets
     except ImportError as error:
         raise MissingDependency("a hub dataset needs datasets: pip install 'saerl-fast[rl]'") from error
-    return [dict(row) for row in datasets.load_dataset(name, split="train")]
+    identity, _, split = name.partition("@")
+    identity, _, config = identity.partition(":")
+    try:
+        found = datasets.load_dataset(identity, config or None, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{name}: neither a file nor a dataset that can be loaded: {error}") from error
+    return [dict(row) for row in found]

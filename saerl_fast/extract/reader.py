@@ -109,28 +109,42 @@ def load_blocks(
     """
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(name)
+    target = _device(device)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: transformers cannot load a model from there: {error}") from error
     inner = text_config(config)
     if not 0 <= layer < inner.num_hidden_layers:
         raise ModelMismatchError(f"layer {layer} is out of range: {name} has blocks 0 to {inner.num_hidden_layers - 1}")
     inner.num_hidden_layers = layer + 1
     if getattr(inner, "layer_types", None):
         inner.layer_types = inner.layer_types[: layer + 1]
-    target = torch.device(device) if device is not None else _default_device()
     wanted = dtype if dtype is not None else ("auto" if target.type == "cuda" else torch.float32)
     with _quiet_loading():
         model = AutoModel.from_pretrained(name, config=config, dtype=wanted)
     return model.to(target).eval()  # type: ignore[no-any-return]
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(wanted: torch.device | str | None) -> torch.device:
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"device {wanted!r} is not one torch knows: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {wanted!r} was asked for, but torch sees no CUDA device")
+    return device
 
 
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: transformers cannot load a tokenizer from there: {error}") from error
 
 
 @contextmanager
@@ -167,13 +181,19 @@ def _check_fit(reader: Reader, sae: SAE) -> None:
             MismatchWarning,
             stacklevel=4,
         )
-    trained_on = layer_of_hook(sae.hook_name) if sae.hook_name else reader.layer
-    if trained_on != reader.layer:
+    if sae.hook_name and not _reads_output_of(sae.hook_name, reader.layer):
         warnings.warn(
-            f"the SAE was trained on the output of block {trained_on}, block {reader.layer} is read",
+            f"the SAE was trained on {sae.hook_name}, the output of block {reader.layer} is read",
             MismatchWarning,
             stacklevel=4,
         )
+
+
+def _reads_output_of(hook_name: str, layer: int) -> bool:
+    try:
+        return layer_of_hook(hook_name) == layer
+    except InputError:
+        return False
 
 
 def _same_model(trained_on: str, read: str) -> bool:

@@ -130,11 +130,10 @@ class StoreWriter:
     def has(self, shard: int) -> bool:
         return _shard_path(self.folder, shard).exists()
 
-    def write_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the columns that came with the texts, one JSON object a row."""
+    def write_columns(self, lines: bytes) -> None:
+        """Keep the columns that came with the texts: one JSON object a row. Their hash is the job's ``columns``."""
         if not (self.folder / COLUMNS).exists():
-            lines = "".join(json.dumps(dict(row), ensure_ascii=True) + "\n" for row in rows)
-            write_once(self.folder / COLUMNS, lines.encode())
+            write_once(self.folder / COLUMNS, lines)
 
     def write(self, shard: int, features: SparseFeatures, batches: Sequence[Sequence[int]]) -> None:
         """Commit one shard. batches: (rows, padded length) of each forward pass, as they were run."""
@@ -224,12 +223,14 @@ def load_features(folder: str | os.PathLike[str], *, allow_partial: bool = False
 
 
 def read_columns(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The columns kept beside the features, one dict a row."""
+    """The columns kept beside the features, one dict a row, checked against the hash in the manifest."""
     path = Path(folder) / COLUMNS
     if not path.exists():
         raise FormatError(f"{folder}: no {COLUMNS}; the folder was written without columns")
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != Job.load(Path(folder)).fingerprint.get("columns"):
+        raise CorruptStoreError(f"{path}: content does not match its SHA-256; delete the folder and run again")
+    return [json.loads(line) for line in content.splitlines()]
 
 
 def _shard_path(folder: Path, shard: int) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from saerl_fast.errors import DtypeError
+from saerl_fast.errors import DtypeError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class TokenizedText:
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
 """ids, which are control tokens, which are content"""
+
+Pieces = list[tuple[str, bool]]
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -81,7 +83,8 @@ def tokenize(texts: Sequence[Text], tokenizer: Any, limit: int, *, include_speci
 
 
 def _is_missing(text: object) -> bool:
-    return text is None or (isinstance(text, float) and np.isnan(text))
+    nan = isinstance(text, float) and np.isnan(text)
+    return text is None or nan or (isinstance(text, (list, tuple)) and not text)
 
 
 def _is_encodable(text: str) -> bool:
@@ -133,8 +136,15 @@ def _encode_conversation(messages: Sequence[Message], tokenizer: Any) -> Encoded
 
     Role names, markers and an injected system prompt are read by the model and not pooled.
     """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError("chat messages need a tokenizer with a chat template; this one has none. Hand in strings")
     rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    pieces = _cut_at_contents(rendered, messages)
+    pieces = _cut_at_contents(rendered, messages, tokenizer)
+    if pieces is None:
+        logger.warning("the chat template rewrites the content of a message; all but its control tokens is pooled")
+        ids = np.asarray(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+        special = np.isin(ids, list(tokenizer.all_special_ids))
+        return ids, special, ~special
     if tokenizer.is_fast and not _names_control_token(pieces, tokenizer):
         return _encode_whole(rendered, pieces, tokenizer)
     return _encode_pieces(pieces, tokenizer)
@@ -148,8 +158,9 @@ def _encode_whole(rendered: str, pieces: Sequence[tuple[str, bool]], tokenizer: 
     is_content = np.repeat([kind for _, kind in pieces], [len(text) for text, _ in pieces])
     covered = np.concatenate([[0], np.cumsum(is_content)])
     content = covered[offsets[:, 1]] > covered[offsets[:, 0]]
+    # literals were ruled out, so a control token inside the content is one the template wrote
     special = np.isin(ids, list(tokenizer.all_special_ids))
-    return ids, special & ~content, content
+    return ids, special, content & ~special
 
 
 def _encode_pieces(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> Encoded:
@@ -171,29 +182,59 @@ def _names_control_token(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> 
     return any(literal in text for text, is_content in pieces if is_content for literal in literals)
 
 
-def _cut_at_contents(rendered: str, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """(piece, is it content) in order. A content that the template has rewritten is left to the template."""
-    pieces: list[tuple[str, bool]] = []
-    position = 0
-    for wanted in _contents(messages):
-        start = rendered.find(wanted, position)
-        if start < 0:
-            logger.warning("the chat template rewrites the content of a message; that message is not pooled")
-            continue
-        if start > position:
-            pieces.append((rendered[position:start], False))
-        pieces.append((wanted, True))
-        position = start + len(wanted)
-    if position < len(rendered):
-        pieces.append((rendered[position:], False))
-    return pieces
+def _cut_at_contents(rendered: str, messages: Sequence[Message], tokenizer: Any) -> Pieces | None:
+    """(piece, is it content) in order.
+
+    The places are found by rendering once more with a marker for each content: a search for the content
+    itself would find "help" inside the template's own "helpful". None where the template rewrites contents
+    (beyond trimming them), so that they cannot be told from the rest.
+    """
+    contents = _contents(messages)
+    markers = [f"\ue000{number}\ue001" for number in range(len(contents))]
+    marked = tokenizer.apply_chat_template(_with_contents(messages, markers), tokenize=False)
+    between = _split_at(marked, markers)
+    for spell in (str.strip, str):
+        spelled = [spell(content) for content in contents]
+        if between is not None and _weave(between, spelled) == rendered:
+            woven = [(between[0], False)]
+            for content, template in zip(spelled, between[1:], strict=True):
+                woven += [(content, True), (template, False)]
+            return [(text, is_content) for text, is_content in woven if text]
+    return None
+
+
+def _split_at(text: str, markers: Sequence[str]) -> list[str] | None:
+    """The stretches around the markers, each of which must occur once, in order."""
+    pieces: list[str] = []
+    for marker in markers:
+        before, found, text = text.partition(marker)
+        if not found:
+            return None
+        pieces.append(before)
+    return [*pieces, text]
+
+
+def _weave(between: Sequence[str], contents: Sequence[str]) -> str:
+    return between[0] + "".join(content + rest for content, rest in zip(contents, between[1:], strict=True))
 
 
 def _contents(messages: Sequence[Message]) -> list[str]:
-    """The texts of the messages, in order: strings, or the text parts of multi-part contents."""
+    """The texts of the messages, in order: strings, or the text parts of multi-part contents; blank ones left out."""
     found: list[str] = []
     for message in messages:
         content = message["content"]
         parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or []]
-        found.extend(part.strip() for part in parts if part.strip())
+        found.extend(part for part in parts if part.strip())
     return found
+
+
+def _with_contents(messages: Sequence[Message], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The same messages with the texts of ``_contents`` replaced, in order."""
+    rest = iter(texts)
+
+    def put(content: Any) -> Any:
+        if isinstance(content, str):
+            return next(rest) if content.strip() else content
+        return [{**part, "text": next(rest)} if part.get("text", "").strip() else part for part in content or []]
+
+    return [{**message, "content": put(message["content"])} for message in messages]

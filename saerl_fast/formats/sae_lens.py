@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,8 +55,8 @@ def load_sae(
         raise FormatError(
             f"{folder}: no such folder; a sae-lens folder with {CONFIG_FILE} and {WEIGHTS_FILE} is wanted"
         )
-    config = read_json(folder / CONFIG_FILE)
     _refuse_pickled_weights(folder)
+    config = read_json(folder / CONFIG_FILE)
     kind = _kind(folder, config)
     tensors = read_tensors(folder / WEIGHTS_FILE, names=_TENSORS[kind])
     return _build(folder, config, kind, tensors).to(device, dtype)
@@ -92,11 +93,20 @@ def _refuse_pickled_weights(folder: Path) -> None:
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> Kind:
-    version = str((config.get("metadata") or {}).get("sae_lens_version", "")) if "metadata" in config else ""
-    if "metadata" not in config or (version and int(version.split(".")[0] or 0) < 6):
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict):
         raise FormatError(
-            f"{folder}: {CONFIG_FILE} is of sae-lens before 6.0; load and save it once with sae-lens 6 to convert it"
+            f"{folder}: {CONFIG_FILE} has no object 'metadata', so it is of sae-lens before 6.0; "
+            "load and save it once with sae-lens 6 to convert it"
         )
+    major = re.match(r"v?(\d+)\.", str(metadata.get("sae_lens_version", "")))
+    if major is not None and int(major[1]) < 6:
+        raise FormatError(
+            f"{folder}: written by sae-lens {metadata['sae_lens_version']}, before 6.0; convert it with 6"
+        )
+    size = metadata.get("context_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise FormatError(f"{folder}: context_size must be a positive whole number; got {size!r}")
     architecture = config.get("architecture")
     if architecture not in _TENSORS:
         raise FormatError(f"{folder}: architecture {architecture!r} is not supported; supported are {sorted(_TENSORS)}")

@@ -180,7 +180,7 @@ def test_bad_tables_are_named(name, content, message, tmp_path):
 
 
 def test_ids_that_do_not_name_every_row_once(caplog):
-    from saerl_fast.cli.featurize import choose_ids
+    from saerl_fast.extract.inputs import choose_ids
 
     assert choose_ids([{"id": "a"}, {"id": "b"}]) == (["a", "b"], "id")
     assert choose_ids([{"id": "a"}, {"id": "a"}]) == ([0, 1], None)

@@ -1,5 +1,6 @@
 """The feature folder: whole or not at all, one job, one writer, no changed byte unnoticed."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 from saerl_fast.errors import (
     CorruptStoreError,
     DiskFullError,
+    DtypeError,
     FormatError,
     IncompleteStoreError,
     JobMismatchError,
@@ -21,6 +23,7 @@ from saerl_fast.errors import (
     StoreBusyError,
 )
 from saerl_fast.extract import store as store_module
+from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.store import Job, StoreWriter, load_features, read_columns, read_shards
 from saerl_fast.features import SparseFeatures
 
@@ -193,12 +196,29 @@ def _no_space(_):
     raise OSError(28, "No space left on device")
 
 
-def test_columns_are_kept(tmp_path):
-    with StoreWriter(tmp_path, job(2)) as store:
-        store.write_columns([{"subject": "Algebra", "level": 3}, {"subject": "a\nb \u2028", "level": None}])
-    assert read_columns(tmp_path) == [{"subject": "Algebra", "level": 3}, {"subject": "a\nb \u2028", "level": None}]
+def test_columns_are_kept_and_belong_to_the_job(tmp_path):
+    rows = [{"subject": "Algebra", "level": 3}, {"subject": "a\nb \u2028", "level": None}]
+    lines = to_json_lines(rows)
+    made = job(2, columns=hashlib.sha256(lines).hexdigest())
+    with StoreWriter(tmp_path, made) as store:
+        store.write_columns(lines)
+    assert read_columns(tmp_path) == rows
+    (tmp_path / "columns.jsonl").write_bytes(b"".join(reversed(lines.splitlines(keepends=True))))
+    with pytest.raises(CorruptStoreError, match="SHA-256"):
+        read_columns(tmp_path)
     with pytest.raises(FormatError, match="without columns"):
         read_columns(tmp_path / "shards")
+    with pytest.raises(JobMismatchError, match="columns: "), StoreWriter(tmp_path, job(2, columns="other")):
+        pass
+
+
+def test_columns_that_json_lacks(tmp_path):
+    import datetime
+
+    lines = to_json_lines([{"day": datetime.date(2026, 1, 2), "raw": b"ab", "n": np.int64(3)}])
+    assert json.loads(lines) == {"day": "2026-01-02", "raw": "YWI=", "n": 3}
+    with pytest.raises(DtypeError, match="row 1, column 'bad': object"):
+        to_json_lines([{}, {"bad": object()}])
 
 
 def test_a_folder_that_is_none(tmp_path):

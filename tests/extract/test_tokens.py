@@ -55,14 +55,41 @@ def test_without_literals_a_conversation_is_encoded_as_one_string():
     assert "".join(pooled.split()) == "findthesumtenapples"
 
 
+QWEN = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", ["help", "a", "user", "system", "im_start", "\n", "0", "find  the"])
+def test_only_the_message_is_pooled_whatever_the_template_says_itself(content):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = QWEN
+    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": "ten"}]
+    found = tokenize([chat], tokenizer, 200, include_special=False)[0]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    start = rendered.index("<|im_start|>user\n") + len("<|im_start|>user\n")
+    before = tokenizer(rendered[:start], add_special_tokens=False)["input_ids"]
+    assert not found.pooled[: len(before)].any()
+    assert tokenizer.decode(found.input_ids[found.pooled]) == (content if content.strip() else "") + "ten"
+
+
+def test_conversations_without_a_template_or_without_messages():
+    tokenizer = tiny.tokenizer()
+    assert tokenize([[]], tokenizer, 64, include_special=False)[0].status == "empty"
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="needs? a tokenizer with a chat template"):
+        tokenize([[{"role": "user", "content": "x"}]], tokenizer, 64, include_special=False)
+
+
 def test_multi_part_contents_and_rewritten_ones(caplog):
     parts = [{"role": "user", "content": [{"type": "text", "text": "find"}, {"type": "image"}]}]
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
     assert tokenizer.decode(tokenize([parts], tokenizer, 64, include_special=False)[0].input_ids) == "find"
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] | upper }}<|im_end|>{% endfor %}"
     found = tokenize([[{"role": "user", "content": "find"}]], tokenizer, 64, include_special=False)[0]
-    assert found.status == "empty"
+    assert tokenizer.decode(found.input_ids[found.pooled]) == "FIND"
     assert "rewrites the content" in caplog.text
 
 
