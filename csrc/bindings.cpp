@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/cluster_sums.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/segment_pool.h"
+#include "cpu/sparse_product.h"
 #include "cpu/threads.h"
 #include "cpu/topk_select.h"
 #ifdef SAERL_CUDA
@@ -101,6 +103,64 @@ void write_pool(const SegmentPool& pool, Address indptr, Address columns, Addres
     pool.write(at<int64_t>(indptr), at<int32_t>(columns), at<float>(values), threads);
 }
 
+SparseRows sparse_rows(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                       int64_t threads) {
+    require(rows >= 0, "rows must not be negative");
+    require(latents >= 0 && latents <= std::numeric_limits<int32_t>::max(), "latents must lie below 2^31");
+    require(threads >= 1, "threads must be at least 1");
+    return {at<const int64_t>(indptr), at<const int32_t>(columns), at<const float>(values), rows, latents};
+}
+
+Panels panels_of(Address numbers, int64_t width, int64_t columns) {
+    require(width >= SparseKernels::kPanelStep && width <= SparseKernels::kPanel &&
+                width % SparseKernels::kPanelStep == 0,
+            "panels must be 16, 32, 48 or 64 wide");
+    require(columns >= 0, "columns must not be negative");
+    return {at<const float>(numbers), width, columns};
+}
+
+void multiply_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                     Address panels, int64_t width, int64_t table_columns, Address out, int64_t threads,
+                     const std::string& isa) {
+    sparse_product(sparse_rows(indptr, columns, values, rows, latents, threads),
+                   panels_of(panels, width, table_columns), sparse_kernels(isa), threads, at<float>(out));
+}
+
+void nearest_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                    Address panels, int64_t width, int64_t clusters, Address bias, float factor,
+                    Address labels, Address distances, Address squares, int64_t threads,
+                    const std::string& isa) {
+    nearest_centroid(sparse_rows(indptr, columns, values, rows, latents, threads),
+                     panels_of(panels, width, clusters), at<const float>(bias), factor, sparse_kernels(isa),
+                     threads, at<int32_t>(labels), at<float>(distances), at<double>(squares));
+}
+
+void nearest_dense(Address columns, Address values, int64_t rows, int64_t latents, int64_t stride,
+                   Address panels, int64_t width, int64_t clusters, Address bias, float factor,
+                   Address labels, Address distances, Address squares, int64_t threads,
+                   const std::string& isa) {
+    require(rows >= 0 && threads >= 1, "rows must not be negative, threads at least 1");
+    require(latents >= 0 && latents <= std::numeric_limits<int32_t>::max(), "latents must lie below 2^31");
+    const DenseRows dense = {at<const int32_t>(columns), at<const float>(values), rows, latents, stride};
+    nearest_centroid(dense, panels_of(panels, width, clusters), at<const float>(bias), factor,
+                     sparse_kernels(isa), threads, at<int32_t>(labels), at<float>(distances),
+                     at<double>(squares));
+}
+
+void sum_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                Address labels, int64_t clusters, Address sums, Address counts, int64_t threads) {
+    require(clusters >= 1, "clusters must be at least 1");
+    cluster_sums_sparse(sparse_rows(indptr, columns, values, rows, latents, threads),
+                        at<const int32_t>(labels), clusters, threads, at<float>(sums), at<int64_t>(counts));
+}
+
+void sum_dense(Address rows, int64_t count, int64_t width, int64_t stride, Address labels, int64_t clusters,
+               Address sums, Address counts, int64_t threads) {
+    require(count >= 0 && width >= 0 && clusters >= 1 && threads >= 1, "sizes must be positive");
+    cluster_sums_dense(at<const float>(rows), count, width, stride, at<const int32_t>(labels), clusters,
+                       threads, at<float>(sums), at<int64_t>(counts));
+}
+
 #ifdef SAERL_CUDA
 void topk_select_cuda(Address scores, int64_t rows, int64_t width, int64_t row_stride, Address bias,
                       Address scale, int64_t k, bool relu, Address values, Address columns, int device,
@@ -147,6 +207,24 @@ PYBIND11_MODULE(_native, module) {
         .def("entries", &saerl::SegmentPool::entries)
         .def("write", &saerl::write_pool, release(), py::arg("indptr"), py::arg("columns"), py::arg("values"),
              py::arg("threads"));
+
+    module.def("multiply_sparse", &saerl::multiply_sparse, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
+               py::arg("table_columns"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+    module.def("nearest_sparse", &saerl::nearest_sparse, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
+               py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
+               py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
+    module.def("nearest_dense", &saerl::nearest_dense, release(), py::arg("columns"), py::arg("values"),
+               py::arg("rows"), py::arg("latents"), py::arg("stride"), py::arg("panels"), py::arg("width"),
+               py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
+               py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
+    module.def("sum_sparse", &saerl::sum_sparse, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("labels"), py::arg("clusters"),
+               py::arg("sums"), py::arg("counts"), py::arg("threads"));
+    module.def("sum_dense", &saerl::sum_dense, release(), py::arg("rows"), py::arg("count"), py::arg("width"),
+               py::arg("stride"), py::arg("labels"), py::arg("clusters"), py::arg("sums"), py::arg("counts"),
+               py::arg("threads"));
 
     module.def("instruction_sets", &saerl::instruction_sets, "Those this machine has, best first.");
     module.def("forked", &saerl::forked, "True in a forked child, where every loop runs on one thread.");

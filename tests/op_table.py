@@ -297,10 +297,10 @@ OPERATIONS = {
         Operation("topk_encode", ops.topk_encode, ("cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES),
         Operation("threshold_encode", ops.threshold_encode, ("reference",), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES),
         Operation("decode", ops.decode, ("reference",), DECODE_SAMPLES, DECODE_MISTAKES),
-        Operation("project", ops.project, ("reference",), PROJECT_SAMPLES, PROJECT_MISTAKES),
+        Operation("project", ops.project, ("cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
         Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),
-        Operation("kmeans_assign", ops.kmeans_assign, ("reference",), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
-        Operation("kmeans_update", ops.kmeans_update, ("reference",), UPDATE_SAMPLES, UPDATE_MISTAKES),
+        Operation("kmeans_assign", ops.kmeans_assign, ("cpu", "reference"), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
+        Operation("kmeans_update", ops.kmeans_update, ("cpu", "reference"), UPDATE_SAMPLES, UPDATE_MISTAKES),
     )
 }
 

@@ -35,8 +35,7 @@ class PooledRow {
                 count(begin, end);
                 break;
             case Pooling::max:
-                raise(begin, end);
-                settle_maxima(begin, end, segments_.tokens[s]);
+                if (!raise_from_zero(begin, end)) raise(begin, end, segments_.tokens[s]);
                 break;
         }
         out.make_room(std::min(end - begin, segments_.latents) + SparseKernels::kSlack);
@@ -71,21 +70,33 @@ class PooledRow {
         for (int64_t e = begin; e < end; ++e) seen_[segments_.columns[e]] = 0;
     }
 
-    void raise(int64_t begin, int64_t end) {
+    // Maxima of values none of which is negative or NaN; false when one is.
+    bool raise_from_zero(int64_t begin, int64_t end) {
+        float* sums = sums_.data();
+        uint8_t* marks = marks_.data();
+        bool fits = true;
+        for (int64_t e = begin; e < end; ++e) {
+            const int32_t column = segments_.columns[e];
+            const float value = segments_.values[e];
+            fits &= value >= 0;
+            sums[column] = value > sums[column] ? value : sums[column];
+            marks[column / kBlock] = 1;
+        }
+        return fits;
+    }
+
+    // Maxima of any values, whatever the row holds for these columns; it is marked already.
+    void raise(int64_t begin, int64_t end, int64_t tokens) {
         for (int64_t e = begin; e < end; ++e) {
             const int32_t column = segments_.columns[e];
             const float value = segments_.values[e];
             float& largest = sums_[column];
             // a NaN is taken, and afterwards nothing is above it
             if (seen_[column]++ == 0 || value > largest || value != value) largest = value;
-            marks_[column / kBlock] = 1;
         }
-    }
-
-    // A latent absent from some token is zero there.
-    void settle_maxima(int64_t begin, int64_t end, int64_t tokens) {
         for (int64_t e = begin; e < end; ++e) {
             const int32_t column = segments_.columns[e];
+            // a latent absent from some token is zero there
             if (seen_[column] != 0 && seen_[column] < tokens && sums_[column] < 0) sums_[column] = 0;
             seen_[column] = 0;
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saerl_fast.kernels import native, pool_cpu, topk_cpu, topk_cuda
+from saerl_fast.kernels import kmeans_cpu, native, pool_cpu, sparse_cpu, topk_cpu, topk_cuda
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
 
@@ -44,11 +44,20 @@ TABLE: Table = {
     },
     "threshold_encode": {"reference": Implementation(reference.threshold_encode, _never)},
     "decode": {"reference": Implementation(reference.decode, _never)},
-    "project": {"reference": Implementation(reference.project, _never)},
+    "project": {
+        "cpu": Implementation(sparse_cpu.project, _cpu_refuses),
+        "reference": Implementation(reference.project, _never),
+    },
     "segment_pool": {
         "cpu": Implementation(pool_cpu.segment_pool, _cpu_pool_refuses),
         "reference": Implementation(reference.segment_pool, _never),
     },
-    "kmeans_assign": {"reference": Implementation(reference.kmeans_assign, _never)},
-    "kmeans_update": {"reference": Implementation(reference.kmeans_update, _never)},
+    "kmeans_assign": {
+        "cpu": Implementation(kmeans_cpu.assign, _cpu_refuses),
+        "reference": Implementation(reference.kmeans_assign, _never),
+    },
+    "kmeans_update": {
+        "cpu": Implementation(kmeans_cpu.update, _cpu_refuses),
+        "reference": Implementation(reference.kmeans_update, _never),
+    },
 }

@@ -1,0 +1,117 @@
+#include "sparse_product.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "threads.h"
+
+namespace saerl {
+namespace {
+
+constexpr int64_t kRowBlock = 64;
+constexpr int64_t kStretchNumbers = 8192;  // of a panel: 32 KB, two thirds of a first-level cache
+constexpr int64_t kStretchEntries = 24;    // of one row: fewer, and entering the loop costs more than it does
+
+// Latents in a stretch: what fits into the cache, or more where rows are so sparse that it would be too few.
+template <typename Rows>
+int64_t stretch_length(const Rows& rows, int64_t width) {
+    const double entries = static_cast<double>(rows.entries()) + 1;
+    const double cells = static_cast<double>(rows.rows) * static_cast<double>(rows.latents);
+    const double enough = std::min(kStretchEntries * cells / entries, static_cast<double>(rows.latents));
+    return std::max<int64_t>(kStretchNumbers / width, static_cast<int64_t>(enough));
+}
+
+// Calls visit(row, first column, totals) for each row of [begin, end) and each panel, the panels of one row
+// in ascending order.
+template <typename Rows, typename Visit>
+void for_each_panel(const Rows& rows, const Panels& table, const SparseKernels& kernels, int64_t begin,
+                    int64_t end, const Visit& visit) {
+    const int64_t width = table.width;
+    const int64_t stretch = stretch_length(rows, width);
+    std::vector<float> totals(static_cast<size_t>(kRowBlock * width));
+    std::vector<int64_t> next(kRowBlock);
+    for (int64_t first = begin; first < end; first += kRowBlock) {
+        const int64_t count = std::min(kRowBlock, end - first);
+        for (int64_t panel = 0; panel < table.count(); ++panel) {
+            const float* numbers = table.numbers + panel * rows.latents * width;
+            std::fill(totals.begin(), totals.end(), 0.0f);
+            std::fill(next.begin(), next.end(), 0);
+            for (int64_t from = 0; from < rows.latents; from += stretch) {
+                const auto limit = static_cast<int32_t>(std::min(from + stretch, rows.latents));
+                for (int64_t i = 0; i < count; ++i) {
+                    const Row row = rows.row(first + i);
+                    next[i] = kernels.accumulate(row.columns, row.values, next[i], row.entries, limit,
+                                                 numbers, width, width, &totals[i * width]);
+                }
+            }
+            for (int64_t i = 0; i < count; ++i) visit(first + i, panel * width, &totals[i * width]);
+        }
+    }
+}
+
+double sum_of_squares(const Row& row) {
+    constexpr int64_t kLanes = 8;
+    double lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= row.entries; i += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+            const double value = row.values[i + lane];
+            lanes[lane] += value * value;
+        }
+    }
+    for (; i < row.entries; ++i) lanes[0] += static_cast<double>(row.values[i]) * row.values[i];
+    double sum = 0;
+    for (const double lane : lanes) sum += lane;
+    return sum;
+}
+
+}  // namespace
+
+void Nearest::look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) {
+        const float found = bias[first + k] + factor * dots[k];
+        nan |= found != found;
+        if (found < distance) {
+            distance = found;
+            label = static_cast<int32_t>(first + k);
+        }
+    }
+}
+
+void sparse_product(const SparseRows& rows, const Panels& table, const SparseKernels& kernels,
+                    int64_t threads, float* out) {
+    for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
+        const auto write = [&](int64_t row, int64_t first, const float* totals) {
+            const int64_t count = std::min(table.width, table.columns - first);
+            std::copy_n(totals, count, out + row * table.columns + first);
+        };
+        for_each_panel(rows, table, kernels, begin, end, write);
+    });
+}
+
+template <typename Rows>
+void nearest_centroid(const Rows& rows, const Panels& centroids, const float* bias, float factor,
+                      const SparseKernels& kernels, int64_t threads, int32_t* labels, float* distances,
+                      double* squares) {
+    for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
+        std::vector<Nearest> nearest(static_cast<size_t>(end - begin), Nearest::none());
+        const auto look = [&](int64_t row, int64_t first, const float* totals) {
+            const int64_t count = std::min(centroids.width, centroids.columns - first);
+            nearest[row - begin].look_at(totals, bias, factor, first, count);
+        };
+        for_each_panel(rows, centroids, kernels, begin, end, look);
+        for (int64_t row = begin; row < end; ++row) {
+            labels[row] = nearest[row - begin].label;
+            distances[row] = nearest[row - begin].result();
+            squares[row] = sum_of_squares(rows.row(row));
+        }
+    });
+}
+
+template void nearest_centroid(const SparseRows&, const Panels&, const float*, float, const SparseKernels&,
+                               int64_t, int32_t*, float*, double*);
+template void nearest_centroid(const DenseRows&, const Panels&, const float*, float, const SparseKernels&,
+                               int64_t, int32_t*, float*, double*);
+
+}  // namespace saerl

@@ -1,0 +1,83 @@
+// Sparse rows times a dense table, and the nearest centroid by it.
+//
+//     out = rows table,   rows [S, M] sparse, table [M, W] dense
+//     label = argmin_k bias[k] + factor * (x . c_k)
+//
+// Floor:  two operations per entry and column of the table.
+// Trick:  the table is packed into panels of up to 64 columns, whose totals stay in registers, and a panel is
+//         walked in stretches of latents that fit into the first-level cache: a block of rows uses each
+//         stretch while it is there. Cut so, the product runs at the speed of the arithmetic and not of the
+//         memory behind it. Distances are compared as soon as a panel is done: no [S, K] array exists.
+//
+// Each total is added up in the order of the row's entries: neither threads nor blocks change its bits.
+#pragma once
+
+#include <cstdint>
+
+#include "sparse_kernels.h"
+
+namespace saerl {
+
+// The entries of one row.
+struct Row {
+    const int32_t* columns;
+    const float* values;
+    int64_t entries;
+};
+
+struct SparseRows {
+    const int64_t* indptr;   // IN  [rows + 1]
+    const int32_t* columns;  // IN  [entries], each in 0..latents-1; ascending within a row
+    const float* values;     // IN  [entries]
+    int64_t rows;
+    int64_t latents;
+
+    Row row(int64_t i) const { return {columns + indptr[i], values + indptr[i], indptr[i + 1] - indptr[i]}; }
+    int64_t entries() const { return indptr[rows] - indptr[0]; }
+};
+
+// Dense rows, taken as sparse ones that hold every latent.
+struct DenseRows {
+    const int32_t* columns;  // IN  [latents], which is 0, 1, 2 ...
+    const float* values;     // IN  [rows, latents], rows `stride` apart
+    int64_t rows;
+    int64_t latents;
+    int64_t stride;
+
+    Row row(int64_t i) const { return {columns, values + i * stride, latents}; }
+    int64_t entries() const { return rows * latents; }
+};
+
+// table[j][c] lies at numbers[(c / width * latents + j) * width + c % width]; a multiple of
+// SparseKernels::kPanelStep wide, filled up with zeros.
+struct Panels {
+    const float* numbers;  // IN  [panels, latents, width]
+    int64_t width;
+    int64_t columns;  // W, without the filling
+    int64_t count() const { return (columns + width - 1) / width; }
+};
+
+// The least of distance[k] = bias[k] + factor * dot[k], ties to the lower k; NaN when one of them is.
+struct Nearest {
+    float distance;
+    int32_t label;
+    bool nan;
+
+    static Nearest none() { return {__builtin_inff(), 0, false}; }
+    void look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count);
+    float result() const { return nan ? __builtin_nanf("") : distance; }
+};
+
+void sparse_product(const SparseRows& rows, const Panels& table, const SparseKernels& kernels,
+                    int64_t threads,
+                    float* out);  // OUT [rows, columns]
+
+// One cluster per column of `centroids`; for SparseRows and DenseRows.
+template <typename Rows>
+void nearest_centroid(const Rows& rows, const Panels& centroids, const float* bias, float factor,
+                      const SparseKernels& kernels, int64_t threads,
+                      int32_t* labels,   // OUT [rows]
+                      float* distances,  // OUT [rows]
+                      double* squares);  // OUT [rows]  |x|^2
+
+}  // namespace saerl

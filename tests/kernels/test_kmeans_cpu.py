@@ -1,0 +1,126 @@
+"""The compiled k-means steps and sparse products: instruction sets, threads, panels, stretches."""
+
+import pytest
+import torch
+
+from saerl_fast import ops
+from saerl_fast.errors import NonFiniteError
+from saerl_fast.kernels import kmeans_cpu, native, sparse_cpu
+from saerl_fast.ops import CsrRows
+from tests.op_table import csr_rows, dense, grid
+
+if native.missing():
+    pytest.skip(native.missing(), allow_module_level=True)
+
+SETS = native.module().instruction_sets()
+SHAPES = [(1, 1, 1), (70, 50, 15), (65, 300, 64), (40, 1100, 65), (130, 700, 200)]
+
+
+def rounding_rows(n_rows, n_latents, share=0.3, seed=0):
+    rows = csr_rows(n_rows, n_latents, seed=seed, share=share)
+    return rows._replace(values=torch.randn(len(rows.values), generator=torch.Generator().manual_seed(seed)))
+
+
+def normal(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_whole_numbers_are_exact(shape, isa):
+    n_rows, n_latents, width = shape
+    rows, table = csr_rows(n_rows, n_latents), grid(n_latents, width)
+    wanted = dense(rows, n_latents) @ table.double()
+    assert torch.equal(sparse_cpu.project(rows, table, isa).double(), wanted)
+    labels, _ = kmeans_cpu.assign(rows, table.T, "euclidean", isa)
+    distance = table.double().square().sum(dim=0) - 2 * wanted
+    assert torch.equal(labels.long(), distance.min(dim=1).indices)  # ties to the lower cluster
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.9])
+def test_instruction_sets_differ_by_rounding_only(share):
+    rows, table = rounding_rows(100, 900, share), normal(900, 100)
+    wanted = dense(rows, 900) @ table.double()
+    bound = 1e-6 * (dense(rows, 900).abs() @ table.double().abs())
+    got = {isa: sparse_cpu.project(rows, table, isa) for isa in SETS}
+    for one in got.values():
+        assert ((one - wanted).abs() <= bound).all()
+    if {"avx512", "avx2"} <= set(SETS):
+        assert torch.equal(got["avx512"], got["avx2"])
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("n_clusters", [1, 16, 100])
+def test_threads_change_no_bits(metric, sparse, n_clusters, threads):
+    csr = rounding_rows(1500, 200)
+    rows = csr if sparse else dense(csr, 200, torch.float32)
+    centroids = normal(n_clusters, 200)
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        labels, score = ops.kmeans_assign(rows, centroids, metric=metric, backend="cpu")
+        results.append((labels, score, *ops.kmeans_update(rows, labels, n_clusters, n_latents=200, backend="cpu")))
+    for other in results[1:]:
+        for one, first in zip(other, results[0], strict=True):
+            assert torch.equal(one, first)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_labels_are_those_of_float64_and_of_the_reference(metric):
+    rows, centroids = rounding_rows(3000, 150), normal(40, 150)
+    labels, score = ops.kmeans_assign(rows, centroids, metric=metric, backend="cpu")
+    unit = (lambda m: torch.nn.functional.normalize(m)) if metric == "cosine" else (lambda m: m)
+    x, c = unit(dense(rows, 150)), unit(centroids.double())
+    distance = x.square().sum(1)[:, None] - 2 * x @ c.T + c.square().sum(1)
+    if metric == "cosine":
+        distance = 1 - x @ c.T
+    least = distance.min(dim=1).values
+    gap = distance.topk(2, largest=False).values.diff(dim=1)[:, 0]
+    clear = gap > 1e-4
+    assert clear.double().mean() > 0.75  # empty rows are ties of the cosine
+    assert torch.equal(labels.long()[clear], distance.argmin(dim=1)[clear])
+    torch.testing.assert_close(score.double(), least, rtol=1e-5, atol=1e-5)
+    assert torch.equal(labels[clear], ops.kmeans_assign(rows, centroids, metric=metric, backend="reference")[0][clear])
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_sums_are_rounded_once(sparse):
+    csr = rounding_rows(400, 1500)
+    labels = torch.arange(400, dtype=torch.int32) % 3
+    array = dense(csr, 1500)
+    sums, counts = ops.kmeans_update(csr if sparse else array.float(), labels, 5, n_latents=1500, backend="cpu")
+    wanted = torch.stack([array[labels == k].sum(dim=0) for k in range(5)])
+    assert counts.tolist() == [134, 133, 133, 0, 0]
+    assert ((sums - wanted).abs() <= 2**-24 * wanted.abs() + 1e-13).all()
+
+
+@pytest.mark.parametrize("where", ["row", "centroid"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_nan_and_infinity_are_refused(metric, bad, where):
+    rows, centroids = csr_rows(6, 20), grid(70, 20)
+    if where == "row":
+        rows.values[5] = bad
+        centroids[3, int(rows.indices[5])] = 1.0
+    else:
+        centroids[66, 4] = bad
+    with pytest.raises(NonFiniteError, match="have a NaN distance"):
+        ops.kmeans_assign(rows, centroids, metric=metric, backend="cpu")
+
+
+def test_rows_out_of_order_give_the_same_sums():
+    rows = csr_rows(20, 900)
+    order = torch.cat(
+        [torch.arange(int(a), int(b)).flip(0) for a, b in zip(rows.indptr, rows.indptr[1:], strict=False)]
+    )
+    turned = CsrRows(rows.indptr, rows.indices[order], rows.values[order])
+    assert torch.equal(sparse_cpu.project(turned, grid(900, 70)), sparse_cpu.project(rows, grid(900, 70)))
+
+
+def test_the_compiled_side_guards_itself():
+    labels, counts = torch.tensor([0, 5], dtype=torch.int32), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="labels must name clusters"):
+        native.module().sum_dense(0, 2, 0, 0, labels.data_ptr(), 5, 0, counts.data_ptr(), 1)
+    with pytest.raises(ValueError, match="panels must be 16, 32, 48 or 64 wide"):
+        native.module().multiply_sparse(0, 0, 0, 0, 3, 0, 65, 3, 0, 1, "auto")
