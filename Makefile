@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-real bench check format nightly clean
+.PHONY: demo test test-real bench check format clean
 
 demo: $(STAMP)
 	$(BIN)/saerl demo --out out/demo

@@ -75,7 +75,37 @@ def test_a_plan_on_them_and_its_dataset_in_grpo_order(math_folder, real):
     assert np.corrcoef([step.number for step in plan], [step.difficulty.mean() for step in plan])[0, 1] > 0.5
 
 
-def test_the_same_road_on_a_causal_lm(real, tmp_path):
+def test_the_plan_on_them_is_the_order_a_grpo_run_sees(math_folder, real, tmp_path):
+    """Real problems, a real (tiny) policy, a real trainer: the first steps of the plan as the reward sees them."""
+    pytest.importorskip("trl")
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    words = ["plan", str(math_folder), "--out", str(tmp_path / "plan"), "--prompts-per-step", "4"]
+    assert main(words) == 0
+    plan = BatchPlan.load(tmp_path / "plan")
+    data = datasets.load_dataset("json", data_files=str(real / "data" / "math_train.jsonl.gz"), split="train")
+    ordered = plan.apply(data.rename_column("problem", "prompt"), id_column="id")
+    settings = plan.grpo_args(num_generations=2, per_device_train_batch_size=8)
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=3, max_completion_length=4, use_cpu=True, bf16=False, **settings
+    )
+    plan.check(config)
+    seen = []
+
+    def reward(completions, id, **columns):
+        seen.append(id[::2])
+        return [float(len(completion)) for completion in completions]
+
+    model = AutoModelForCausalLM.from_pretrained(real / "models" / "stories260K", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(real / "models" / "stories260K")
+    tokenizer.pad_token = tokenizer.eos_token
+    GRPOTrainer(model, reward_funcs=reward, args=config, train_dataset=ordered, processing_class=tokenizer).train()
+    assert seen[:3] == [np.asarray(plan.step(number).ids).tolist() for number in range(3)]
+
+
+def test_the_same_road_on_a_causal_lm_with_a_random_sae(real, tmp_path):
     from saerl_fast.formats import save_sae
 
     save_sae(tiny.sae(d_in=64, d_sae=256, metadata={"hook_name": "blocks.2.hook_resid_post"}), tmp_path / "sae")

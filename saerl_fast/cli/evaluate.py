@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--json {args.json}: the folder to write to does not exist")
     features = load_features(args.folder)
     columns = read_columns(args.folder)
-    texts = read_texts_again(args.folder, args.data, len(features))
+    texts = [as_text(text) for text in read_texts_again(args.folder, args.data, len(features))]
     result = evaluate(
         features.to_scipy(),
         hidden=features.hidden,
@@ -63,8 +63,8 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [row.get(name) for row in rows]
 
 
-def read_texts_again(folder: str, data: str | None, rows: int) -> list[str]:
-    """The texts of a feature folder, from the table featurize read, which must not have changed."""
+def read_texts_again(folder: str, data: str | None, rows: int) -> list[Any]:
+    """The text column of the table that featurize read, which must not have changed."""
     from saerl_fast.errors import JobMismatchError
     from saerl_fast.extract.inputs import hash_file, read_table
     from saerl_fast.extract.store import Job
@@ -76,10 +76,11 @@ def read_texts_again(folder: str, data: str | None, rows: int) -> list[str]:
     table = read_table(path)
     if len(table) != rows:
         raise JobMismatchError(f"{path} has {len(table)} rows, {folder} has {rows}; is it the same table?")
-    return [_as_text(row.get(str(source["text_field"]))) for row in table]
+    return [row.get(str(source["text_field"])) for row in table]
 
 
-def _as_text(found: Any) -> str:
+def as_text(found: Any) -> str:
+    """A text for the word controls: a string as it is, the contents of messages, nothing for a missing one."""
     if isinstance(found, list):
         return "\n".join(str(message.get("content", "")) for message in found)
     return found if isinstance(found, str) else ""

@@ -22,7 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--policy", default="default", help="saerl, default, stratified, easy_to_hard or random")
     parser.add_argument("--clusters", type=int, default=16, help="number of clusters (default 16)")
-    parser.add_argument("--difficulty", metavar="COL", help="column of numbers, higher is harder; gaps are predicted")
+    parser.add_argument(
+        "--difficulty", metavar="COL", help="column, higher is harder; every row gets a prediction from it"
+    )
     parser.add_argument("--labels", metavar="DIR", help="instead of --difficulty: pass rates written by saerl label")
     parser.add_argument("--quality", metavar="COL", help="column of two values or numbers, higher is better")
     parser.add_argument("--good-label", help="for quality in words: the word that means good")

@@ -8,6 +8,7 @@ resuming, several processes, and every generation backend. Nothing here imports 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -133,15 +134,17 @@ def _some(values: Any) -> str:
 
 
 def fingerprint(values: Any, column: str) -> str:
-    """``column:sha256`` of a column of strings in its order; None counts as itself, not as "".
+    """``column:sha256`` of a column of strings (or chat messages) in its order; None counts as itself, not as "".
 
     Give it to ``make_plan(fingerprint=...)`` and ``apply`` will tell the dataset by this column. It depends
     on the content alone: not on the machine, the file or the version of datasets.
     """
     state = hashlib.sha256()
     for value in values:
+        if isinstance(value, (list, dict)):
+            value = json.dumps(value, sort_keys=True, ensure_ascii=True)
         if value is not None and not isinstance(value, str):
-            raise DtypeError(f"fingerprint: wanted strings in {column!r}, got {type(value).__name__}")
+            raise DtypeError(f"fingerprint: wanted strings or messages in {column!r}, got {type(value).__name__}")
         encoded = b"" if value is None else value.encode("utf-8", "surrogatepass")
         state.update((-1 if value is None else len(encoded)).to_bytes(8, "little", signed=True))
         state.update(encoded)

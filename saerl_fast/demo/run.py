@@ -14,7 +14,8 @@ import numpy as np
 
 from saerl_fast.curriculum import BatchPlan, make_plan
 from saerl_fast.demo.problems import Problem, generate
-from saerl_fast.errors import MissingDependency
+from saerl_fast.durable import replace
+from saerl_fast.errors import JobMismatchError, MissingDependency
 from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.features import SparseFeatures
@@ -36,6 +37,7 @@ PROMPTS_PER_STEP = 16
 def run_demo(out: Path, *, problems: int, seed: int) -> BatchPlan:
     """Every station of the road, its result under ``out``; what is there from an earlier run is used again."""
     out.mkdir(parents=True, exist_ok=True)
+    _enter_settings(out, {"problems": problems, "seed": seed})
     reader_path = minilm_folder()
     rows = _stage(f"1/5  {problems} problems from the generator", lambda: generate(problems, seed=seed))
     (out / "problems.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
@@ -47,6 +49,14 @@ def run_demo(out: Path, *, problems: int, seed: int) -> BatchPlan:
         f"\n{plan}\n\nThe results lie in {out}/: problems.jsonl, sae/, features/, evaluation.json, plan/, ordered.jsonl"
     )
     return plan
+
+
+def _enter_settings(out: Path, settings: dict[str, int]) -> None:
+    """A folder belongs to the settings it was started with; nothing of it is touched by others."""
+    note = out / "demo.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
+        raise JobMismatchError(f"{out} holds a demo with {note.read_text(encoding='utf-8')}; choose another --out")
+    replace(note, json.dumps(settings).encode())
 
 
 def minilm_folder() -> str:

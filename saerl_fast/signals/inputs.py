@@ -107,7 +107,7 @@ def refuse_useless(known: NDArray[Any], n_rows: int, name: str, smallest: int = 
         )
     if len(np.unique(known)) == 1:
         raise InputError(
-            f"{name}: labels must differ; all {len(known)} are {known[:1].tolist()[0]!r} (one class only). "
+            f"{name}: labels must differ; all {len(known)} are {known[0]!s} (one class only). "
             "Label rows of other values, or leave this signal out"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from saerl_fast.durable import sole_writer, write_once
 from saerl_fast.errors import (
     CorruptStoreError,
     FormatError,
@@ -21,7 +22,6 @@ from saerl_fast.errors import (
     StoreBusyError,
     VerifierError,
 )
-from saerl_fast.durable import sole_writer, write_once
 from saerl_fast.rl.label import difficulty_column, label, read_labels
 from saerl_fast.rl.rollout import DrawToken, Sampling, encode_prompt, generate
 from tests.rl.conftest import tiny_model, tiny_tokenizer
