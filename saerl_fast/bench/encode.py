@@ -22,9 +22,9 @@ GEMM_BLOCK = 4096
 """Latents in a block of the matrix product alone: a product that never leaves the cache can beat one whole one."""
 
 
-def default_backend(op: str) -> str:
-    """The backend that runs `op` on the CPU when none is asked for."""
-    return pick(TABLE, op, Call("cpu"), None)[0]
+def backend_of(op: str, want: str | None = None) -> str:
+    """The backend that runs `op` on the CPU; raises BackendUnavailable where the one wanted cannot."""
+    return pick(TABLE, op, Call("cpu"), want)[0]
 
 
 def select(rows: int, latents: int, k: int) -> Contest:
@@ -51,12 +51,13 @@ def encode(rows: int, width: int, latents: int, k: int) -> Contest:
         # b_dec is folded into the bias beforehand: one pass less than ours
         baselines={"torch addmm + relu + topk": lambda: torch.addmm(bias, inputs.x, w).relu_().topk(k, dim=1)},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=default_backend("topk_encode"),
+        backend=backend_of("topk_encode"),
     )
 
 
 def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
     """Backend cpu against the float32 matrix product alone, into memory that is already there."""
+    backend = backend_of("topk_encode", "cpu")
     inputs = encoder(rows, width, latents)
     dense, buffer = torch.empty(rows, latents), torch.empty(rows * min(GEMM_BLOCK, latents))
 
@@ -65,13 +66,13 @@ def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contes
             torch.mm(inputs.x, w.T, out=buffer[: rows * len(w)].view(rows, len(w)))
 
     return Contest(
-        ours=lambda: _encode(inputs, k, "cpu"),
+        ours=lambda: _encode(inputs, k, backend),
         baselines={
             "torch.mm": lambda: torch.mm(inputs.x, inputs.w_enc.T, out=dense),
             "torch.mm in blocks": in_blocks,
         },
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend="cpu",
+        backend=backend,
     )
 
 
@@ -103,7 +104,7 @@ def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
         ours=lambda: ours.encode(inputs.x),
         baselines={"sae_lens TopKSAE.encode": their_encode},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=default_backend("topk_encode"),
+        backend=backend_of("topk_encode"),
         memory=True,
     )
 
@@ -126,6 +127,6 @@ def threshold_encode(rows: int, width: int, latents: int, l0: int) -> Contest:
         ours=lambda: ops.threshold_encode(inputs.x, inputs.w_enc, inputs.b_enc, theta, b_dec=inputs.b_dec),
         baselines={"torch addmm + threshold + nonzero to CSR": dense},
         prove=lambda codes: proof.thresholded(codes, inputs, theta),
-        backend=default_backend("threshold_encode"),
+        backend=backend_of("threshold_encode"),
         facts={"theta": theta, "mean_l0": len(dense().indices) / rows},
     )

@@ -12,7 +12,7 @@ from saerl_fast import ops
 from saerl_fast.bench import proof
 from saerl_fast.bench.contest import Call, Contest
 from saerl_fast.bench.data import mean_centroids, pooled_rows
-from saerl_fast.bench.encode import default_backend
+from saerl_fast.bench.encode import backend_of
 
 CHUNK_NUMBERS = 2**24
 """Numbers in a densified chunk (64 MB)."""
@@ -43,7 +43,7 @@ def kmeans_iter(rows: int, latents: int, clusters: int, density: float) -> Conte
             "densified chunks with BLAS": lambda: densified_iteration(data, centroids),
         },
         prove=lambda result: proof.clustered(result, csr, centroids),
-        backend=f"{default_backend('kmeans_assign')}, {default_backend('kmeans_update')}",
+        backend=f"{backend_of('kmeans_assign')}, {backend_of('kmeans_update')}",
         facts={"mean_density": data.nnz / (rows * latents)},
     )
 

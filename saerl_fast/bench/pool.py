@@ -12,7 +12,7 @@ from saerl_fast import ops
 from saerl_fast.bench import proof
 from saerl_fast.bench.contest import Contest
 from saerl_fast.bench.data import sample_offsets, token_codes
-from saerl_fast.bench.encode import default_backend
+from saerl_fast.bench.encode import backend_of
 
 
 def pool(samples: int, shortest: int, longest: int, k: int, latents: int) -> Contest:
@@ -41,6 +41,6 @@ def pool(samples: int, shortest: int, longest: int, k: int, latents: int) -> Con
         ours=lambda: ops.segment_pool(codes, offsets, latents, "mean"),
         baselines={"scipy sparse product": lambda: mean @ rows, "torch index_add to CSR": index_add},
         prove=lambda pooled: proof.pooled(pooled, codes, offsets, latents),
-        backend=default_backend("segment_pool"),
+        backend=backend_of("segment_pool"),
         facts={"tokens": tokens},
     )

@@ -9,7 +9,9 @@ import torch
 from saerl_fast.bench import suite
 from saerl_fast.bench.suite import EFFORT, ROWS, run_row, run_suite
 from saerl_fast.errors import InputError
+from saerl_fast.kernels import native
 
+NEED_COMPILED = {"select", "encode_fp32_over_gemm"}
 SPEEDS = {"ours_ms", "baseline_ms", "ratio", "ours_cpu_ms", "baseline_cpu_ms", "cpu_ratio", "all_baselines_ms"}
 
 
@@ -19,6 +21,12 @@ def tiny():
     found = run_suite("tiny", report=reported.append)
     assert reported == found["results"]
     return found
+
+
+@pytest.fixture
+def compiled(name):
+    if name in NEED_COMPILED and (reason := native.missing()):
+        pytest.skip(reason)
 
 
 def spoil(result):
@@ -38,6 +46,7 @@ def spoil_row(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.usefixtures("compiled")
 def test_a_row_is_proved_and_timed(tiny, name):
     results = [result for result in tiny["results"] if result["name"] == name]
     assert len(results) == len(ROWS[name].tiny)
@@ -51,6 +60,7 @@ def test_a_row_is_proved_and_timed(tiny, name):
 
 
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.usefixtures("compiled")
 def test_a_wrong_result_gives_no_speed(monkeypatch, name):
     spoil_row(monkeypatch, name)
     result = run_row(name, ROWS[name].tiny[0], EFFORT["tiny"], threads=1)
@@ -67,17 +77,19 @@ def test_the_machine_is_described(tiny):
     assert "load_at_end" in about
 
 
-def test_select_runs_at_one_thread_and_the_number_is_put_back(monkeypatch):
+@pytest.mark.parametrize("name", ["select"])
+@pytest.mark.usefixtures("compiled")
+def test_select_runs_at_one_thread_and_the_number_is_put_back(monkeypatch, name):
     seen = []
-    row = ROWS["select"]
+    row = ROWS[name]
 
     def contest(**shape):
         true = row.contest(**shape)
         return dataclasses.replace(true, ours=lambda: (seen.append(torch.get_num_threads()), true.ours())[1])
 
-    monkeypatch.setitem(ROWS, "select", dataclasses.replace(row, contest=contest))
+    monkeypatch.setitem(ROWS, name, dataclasses.replace(row, contest=contest))
     before = torch.get_num_threads()
-    result = run_row("select", row.tiny[0], EFFORT["tiny"], threads=2)
+    result = run_row(name, row.tiny[0], EFFORT["tiny"], threads=2)
     assert set(seen) == {1}
     assert result["threads"] == 1
     assert torch.get_num_threads() == before
@@ -93,6 +105,14 @@ def test_without_sae_lens_the_row_says_so(monkeypatch):
     result = run_row("encode_vs_sae_lens", ROWS["encode_vs_sae_lens"].tiny[0], EFFORT["tiny"], threads=1)
     assert "sae-lens is needed" in result["skipped"]
     assert "exact" not in result
+    assert not SPEEDS & set(result)
+
+
+@pytest.mark.parametrize("name", ["select", "encode_fp32_over_gemm"])
+def test_without_the_compiled_kernels_the_row_says_so(monkeypatch, name):
+    monkeypatch.setattr(native, "missing", lambda: "no compiler was found")
+    result = run_row(name, ROWS[name].tiny[0], EFFORT["tiny"], threads=1)
+    assert "no compiler was found" in result["skipped"]
     assert not SPEEDS & set(result)
 
 
