@@ -16,6 +16,7 @@
 #include "cpu/segment_pool.h"
 #include "cpu/sparse_product.h"
 #include "cpu/threads.h"
+#include "cpu/threshold_select.h"
 #include "cpu/topk_select.h"
 #ifdef SAERL_CUDA
 #include "cuda/launchers.h"
@@ -70,6 +71,29 @@ void finish(RunningTopK& running, Address values, Address columns, bool relu, in
 std::unique_ptr<RunningTopK> make_running(int64_t rows, int64_t k, const std::string& isa) {
     check_select(rows, 0, k, 0, 1);
     return std::make_unique<RunningTopK>(rows, k, row_kernels(isa));
+}
+
+std::unique_ptr<RunningThreshold> make_running_threshold(int64_t rows, const std::string& isa) {
+    check_select(rows, 0, 1, 0, 1);
+    return std::make_unique<RunningThreshold>(rows, row_kernels(isa));
+}
+
+void absorb_above(RunningThreshold& running, Address scores, int64_t width, int64_t row_stride, Address bias,
+                  Address scale, Address theta, int64_t threads) {
+    const int64_t first_column = running.columns_seen();
+    check_select(running.rows(), width, 1, first_column, threads);
+    running.absorb({at<const float>(scores), running.rows(), width, row_stride, 1, at<const float>(bias),
+                    at<const float>(scale), first_column},
+                   at<const float>(theta), threads);
+}
+
+void counts_above(const RunningThreshold& running, Address counts) {
+    running.counts(at<int64_t>(counts));
+}
+
+void write_above(const RunningThreshold& running, Address columns, Address values, int64_t threads) {
+    require(threads >= 1, "threads must be at least 1");
+    running.write(at<int32_t>(columns), at<float>(values), threads);
 }
 
 Pooling pooling_named(const std::string& name) {
@@ -198,6 +222,14 @@ PYBIND11_MODULE(_native, module) {
         .def("absorb", &saerl::absorb, release(), py::arg("scores"), py::arg("width"), py::arg("row_stride"),
              py::arg("bias"), py::arg("scale"), py::arg("threads"))
         .def("finish", &saerl::finish, release(), py::arg("values"), py::arg("columns"), py::arg("relu"),
+             py::arg("threads"));
+
+    py::class_<saerl::RunningThreshold>(module, "RunningThreshold")
+        .def(py::init(&saerl::make_running_threshold), py::arg("rows"), py::arg("isa"))
+        .def("absorb", &saerl::absorb_above, release(), py::arg("scores"), py::arg("width"),
+             py::arg("row_stride"), py::arg("bias"), py::arg("scale"), py::arg("theta"), py::arg("threads"))
+        .def("counts", &saerl::counts_above, py::arg("counts"))
+        .def("write", &saerl::write_above, release(), py::arg("columns"), py::arg("values"),
              py::arg("threads"));
 
     py::class_<saerl::SegmentPool>(module, "SegmentPool")

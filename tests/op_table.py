@@ -154,6 +154,8 @@ THRESHOLD_SAMPLES = (
     Sample("below_zero", lambda: encoder(9, 16, 100, theta=-5.0)),
     Sample("bfloat16", lambda: encoder(9, 16, 100, torch.bfloat16, theta=10.0)),
     Sample("no_rows", lambda: encoder(0, 16, 100, theta=0.0)),
+    Sample("many_blocks", lambda: encoder(1030, 8, 4500, theta=60.0)),
+    Sample("everything_passes", lambda: encoder(3, 16, 1000, theta=-1e9, b_enc=grid(1000, low=900, high=999))),
 )
 
 THRESHOLD_MISTAKES = (
@@ -295,7 +297,9 @@ OPERATIONS = {
     op.name: op
     for op in (
         Operation("topk_encode", ops.topk_encode, ("cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES),
-        Operation("threshold_encode", ops.threshold_encode, ("reference",), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES),
+        Operation(
+            "threshold_encode", ops.threshold_encode, ("cpu", "reference"), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES
+        ),
         Operation("decode", ops.decode, ("reference",), DECODE_SAMPLES, DECODE_MISTAKES),
         Operation("project", ops.project, ("cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
         Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),

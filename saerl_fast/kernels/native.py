@@ -124,3 +124,25 @@ class RunningTopK:
     def finish(self, values: Tensor, indices: Tensor, relu: bool) -> None:
         """Write the result into values [rows, k] float32 and indices [rows, k] int32, both contiguous."""
         self._native.finish(address(values), address(indices), relu, threads())
+
+
+class RunningThreshold:
+    """All scores above a threshold per column, of rows whose scores come in blocks of columns, left to right."""
+
+    def __init__(self, rows: int, isa: str = "auto") -> None:
+        self._native = module().RunningThreshold(rows, isa)
+
+    def absorb(self, scores: Tensor, bias: Tensor | None, scale: Tensor | None, theta: Tensor) -> None:
+        """Take the next columns: scores [rows, width] float32, columns side by side; bias, scale, theta [width]."""
+        self._native.absorb(
+            address(scores), scores.shape[1], scores.stride(0), address(bias), address(scale), address(theta),
+            threads(),
+        )  # fmt: skip
+
+    def finish(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the number of entries of each row into counts [rows] int64; returns indices int32 and values."""
+        self._native.counts(address(counts))
+        entries = int(counts.sum())
+        indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=torch.float32)
+        self._native.write(address(indices), address(values), threads())
+        return indices, values

@@ -75,7 +75,8 @@ def threshold_encode(
     if unordered:
         raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
     check_row_index("threshold_encode", row_index, x)
-    name = choose(TABLE, "threshold_encode", Call(x.device.type), backend)
+    call = Call(x.device.type, torch.float64 in (x.dtype, w_enc.dtype))
+    name = choose(TABLE, "threshold_encode", call, backend)
     return CsrRows(*TABLE["threshold_encode"][name].run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
 
 

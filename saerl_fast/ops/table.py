@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saerl_fast.kernels import kmeans_cpu, native, pool_cpu, sparse_cpu, topk_cpu, topk_cuda
+from saerl_fast.kernels import kmeans_cpu, native, pool_cpu, sparse_cpu, threshold_cpu, topk_cpu, topk_cuda
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
 
@@ -42,7 +42,10 @@ TABLE: Table = {
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },
-    "threshold_encode": {"reference": Implementation(reference.threshold_encode, _never)},
+    "threshold_encode": {
+        "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
+        "reference": Implementation(reference.threshold_encode, _never),
+    },
     "decode": {"reference": Implementation(reference.decode, _never)},
     "project": {
         "cpu": Implementation(sparse_cpu.project, _cpu_refuses),
