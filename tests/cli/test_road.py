@@ -179,6 +179,81 @@ def test_bad_tables_are_named(name, content, message, tmp_path):
         read_table(str(tmp_path / name))
 
 
+def test_broken_files_are_named(tmp_path):
+    from saerl_fast.errors import FormatError
+    from saerl_fast.extract.inputs import read_table
+
+    whole = gzip.compress(b'{"text": "a"}\n' * 1000)
+    broken = {
+        "cut.jsonl.gz": whole[: len(whole) // 2],
+        "latin.jsonl": '{"text": "ü"}'.encode("latin-1"),
+        "latin.csv": "id,text\n1,ü\n".encode("latin-1"),
+        "huge.csv": b"id,text\n1," + b"x" * 200_000 + b"\n",
+        "not.parquet": b"PAR1 or not",
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FormatError, match=name):
+            read_table(str(tmp_path / name))
+
+
+def test_a_spreadsheets_csv_and_rows_without_the_field(tmp_path, world):
+    from saerl_fast.extract.inputs import read_table
+
+    (tmp_path / "bom.csv").write_bytes(b"\xef\xbb\xbfproblem,level\nfind ten,1\n")
+    assert read_table(str(tmp_path / "bom.csv")) == [{"problem": "find ten", "level": "1"}]
+    (tmp_path / "gaps.jsonl").write_text('{"level": 1}\n{"problem": "find ten"}\n')
+    words = ["featurize", str(tmp_path / "gaps.jsonl"), "--text-field", "problem", "--model", str(world / "model")]
+    assert main([*words, "--sae", str(world / "sae"), "--out", str(tmp_path / "f")]) == 0
+    assert load_features(tmp_path / "f").status == ("empty", "ok")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--shard-rows", "0"], "shard_rows must be at least 1"),
+        (["--device", "foo"], "not one torch knows"),
+        (["--model", "/nowhere/at/all"], "cannot load a model from there"),
+        (["--text-field", "nothing"], "has no column 'nothing'; it has"),
+        (["--out", __file__], "is a file; a folder is wanted"),
+        (["--layer", "9"], "layer 9 is out of range"),
+        (["--sae", "/nowhere"], "no such folder"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_named_and_writes_nothing(world, tmp_path, capsys, changed, message):
+    assert featurize(world, tmp_path / "f", *changed) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "f" / "shards").exists()
+
+
+def test_changed_labels_are_another_job(world, tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    words = ["featurize", str(data), "--text-field", "problem", "--model", str(world / "model")]
+    words += ["--sae", str(world / "sae"), "--out", str(tmp_path / "f")]
+    data.write_text('{"problem": "find ten", "level": 1}\n')
+    assert main(words) == 0
+    data.write_text('{"problem": "find ten", "level": 2}\n')
+    assert main(words) == 2
+    assert "columns: folder" in capsys.readouterr().err
+
+
+def test_a_plan_without_ids_tells_its_dataset_by_content(world, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from saerl_fast.errors import PlanError
+
+    rows = [{"problem": None if n == 3 else text} for n, text in enumerate(tiny.texts(24))]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["featurize", str(data), "--text-field", "problem", "--model", str(world / "model")]
+    assert main([*words, "--sae", str(world / "sae"), "--out", str(tmp_path / "f")]) == 0
+    plan = ["plan", str(tmp_path / "f"), "--out", str(tmp_path / "p"), "--prompts-per-step", "4", "--clusters", "2"]
+    assert main(plan) == 0
+    whole = datasets.Dataset.from_list(rows)
+    assert len(BatchPlan.load(tmp_path / "p").apply(whole)) == 24  # 23 texts, one of them twice to fill the last batch
+    with pytest.raises(PlanError, match="not the one the plan was made from"):
+        BatchPlan.load(tmp_path / "p").apply(whole.shuffle(seed=1))
+
+
 def test_ids_that_do_not_name_every_row_once(caplog):
     from saerl_fast.extract.inputs import choose_ids
 

@@ -165,6 +165,8 @@ def change(folder, **changes):
         ({"reshape_activations": "hook_q"}, "hook_q"),
         ({"metadata": None}, "before 6.0"),
         ({"metadata": {"sae_lens_version": "5.10.0"}}, "before 6.0"),
+        ({"metadata": [1]}, "before 6.0"),
+        ({"metadata": {"context_size": "abc"}}, "context_size must be a positive whole number; got 'abc'"),
     ],
 )
 def test_configs_that_cannot_be_served_are_named(folder, changes, message):
@@ -179,6 +181,9 @@ def test_pickled_weights_are_refused_where_safetensors_are_expected(folder, tmp_
     with pytest.raises(UnsafeFileError, match="pickle"):
         load_sae(folder)
     (folder / "sae_weights.safetensors").rename(folder / "sae.pt")
+    with pytest.raises(UnsafeFileError, match=r"found \['sae.pt'\]"):
+        load_sae(folder)
+    (folder / "cfg.json").rename(folder / "elsewhere.json")
     with pytest.raises(UnsafeFileError, match=r"found \['sae.pt'\]"):
         load_sae(folder)
     with pytest.raises(UnsafeFileError, match="never loaded"):
