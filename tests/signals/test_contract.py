@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -37,6 +38,14 @@ class TestAll:
         rows, labels = data
         found, wanted = predictions(estimator, rows, labels), predictions(estimator, rows.toarray(), labels)
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+    def test_half_precision_and_long_offsets(self, estimator, data):
+        # what a feature folder may hand over
+        rows, labels = data
+        halves = rows.data.astype(np.float16)
+        stored = sparse.csr_matrix((halves, rows.indices, rows.indptr.astype(np.int64)), shape=rows.shape)
+        same = sparse.csr_matrix((halves.astype(np.float32), rows.indices, rows.indptr), shape=rows.shape)
+        assert np.array_equal(predictions(estimator, stored, labels), predictions(estimator, same, labels))
 
     def test_the_input_is_not_changed(self, estimator, data):
         rows, labels = data
@@ -107,6 +116,7 @@ class TestLabels:
         known = rng.random(len(labels)) < 0.7
         with_none = [label if here else None for label, here in zip(labels, known, strict=True)]
         with_nan = np.where(known, labels, np.nan)
+        with_none[int(np.flatnonzero(~known)[0])] = np.float32("nan")
         first = clone(estimator).set_params(random_state=0).fit(rows, with_none)
         second = clone(estimator).set_params(random_state=0).fit(rows, with_nan)
         third = clone(estimator).set_params(random_state=0).fit(rows[np.flatnonzero(known)], labels[known])

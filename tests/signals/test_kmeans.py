@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 
 from saerl_fast.errors import InputError
 from saerl_fast.signals import StreamingKMeans
-from saerl_fast.signals.cluster_rows import cluster_rows
+from saerl_fast.signals.cluster_rows import ClusterRows, cluster_rows
 from saerl_fast.signals.lloyd import lloyd
 from saerl_fast.signals.seeding import seed_centroids
 from tests.signals import planted
@@ -287,6 +287,13 @@ class TestSeeding:
         rows = planted.pooled(50, 20)
         seeds = seed_centroids(cluster_rows(sparse.csr_array(rows), "euclidean", "none"), 50, np.random.default_rng(0))
         assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows.toarray(), axis=0))
+
+    def test_no_row_is_drawn_twice_whatever_rounding_says(self, monkeypatch):
+        # as if a row's computed distance to itself were as large as any
+        monkeypatch.setattr(ClusterRows, "distances", lambda rows, seeds: np.ones((len(rows), len(seeds)), "float32"))
+        rows = planted.pooled(50, 20).toarray()
+        seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 50, np.random.default_rng(0))
+        assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows, axis=0))
 
     def test_far_groups_get_a_seed_each(self):
         centres = 100 * np.eye(10, dtype=np.float32)

@@ -97,6 +97,9 @@ class TestRestart:
         centres = self.stream().cluster_centers_
         assert np.abs(centres[np.argmax(centres[:, 1])] - [0, 40]).max() < 3
 
+    def test_the_same_rows_are_drawn_again(self):
+        assert np.array_equal(self.stream().cluster_centers_, self.stream().cluster_centers_)
+
     def test_not_when_the_ratio_is_zero(self):
         centres = self.stream(reassignment_ratio=0.0).cluster_centers_
         assert np.abs(centres[np.argmax(centres[:, 0])] - [100, 0]).max() < 3

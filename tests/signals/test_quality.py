@@ -33,11 +33,15 @@ def test_ridge_agrees_with_the_normal_equations(as_sparse):
 def test_logistic_takes_rows_as_they_were_given():
     rows, kinds = planted.clusters()
     names = np.array(["a", "b", "c", "d"])[kinds]
-    # a scale that the fit must take out of the weights again
-    given = sparse.csr_array(rows) * np.float32(1000)
-    model, inverse = fit_logistic(given, names, seed=0)
-    assert (model.predict(given) == names).mean() > 0.95
+    small = sparse.csr_array(rows)
+    large = small * np.float32(1000)
+    model, inverse = fit_logistic(small, names, seed=0)
+    assert (model.predict(small) == names).mean() > 0.95
     assert inverse > 0
+    # the scale of the rows is taken out before the fit, and out of the weights after it
+    rescaled, _ = fit_logistic(large, names, seed=0)
+    np.testing.assert_allclose(rescaled.predict_proba(large), model.predict_proba(small), atol=1e-3)
+    np.testing.assert_allclose(rescaled.coef_ * 1000, model.coef_, atol=0.02 * np.abs(model.coef_).max())
 
 
 def test_two_values_are_scored_by_auc():
