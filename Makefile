@@ -15,7 +15,7 @@ test: $(STAMP)
 # REAL is a folder with models/ and data/: make test-real REAL=DIR
 test-real: $(STAMP)
 	@test -n "$(REAL)" || { echo "usage: make test-real REAL=DIR  (a folder with models/ and data/)"; exit 2; }
-	$(BIN)/python -m pytest -m real --real "$(REAL)" $(ARGS)
+	$(BIN)/python -m pytest -m real --real="$(REAL)" tests $(ARGS)
 
 # our operations beside what would be used otherwise: make bench ARGS='--quick --json FILE'
 bench: $(STAMP)
