@@ -59,7 +59,7 @@ def steer(
     if not usable.any():
         raise InputError("no row holds features; there is nothing to steer by")
     rows = features.to_scipy()[usable]
-    clusters = StreamingKMeans(n_clusters=n_clusters, random_state=seed).fit_predict(rows)
+    clusters = StreamingKMeans(n_clusters=n_clusters, value_transform="sqrt", random_state=seed).fit_predict(rows)
     held_out: dict[str, Any] = {}
     predicted: dict[str, NDArray[np.float64] | None] = {"difficulty": None, "quality": None}
     for name, labels, probe in (

@@ -18,7 +18,7 @@ from torch.nn import functional
 from saerl_fast.kernels import native, sparse_cpu
 
 if TYPE_CHECKING:
-    from saerl_fast.ops.codes import CsrRows
+    from saerl_fast.codes import CsrRows
 
 BLOCK_NUMBERS = 2**24
 """Upper bound on the numbers of dense rows that are converted or copied at once (64 MB)."""

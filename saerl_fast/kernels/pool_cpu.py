@@ -10,7 +10,7 @@ from torch import Tensor
 from saerl_fast.kernels import native
 
 if TYPE_CHECKING:
-    from saerl_fast.ops.codes import CsrRows, TopKCodes
+    from saerl_fast.codes import CsrRows, TopKCodes
 
 MAX_LATENTS = 2**24
 """Upper bound on M, so that the row of one thread takes 64 MB at most (128 MB for "max" and "count")."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 from saerl_fast.kernels import native
 
 if TYPE_CHECKING:
-    from saerl_fast.ops.codes import CsrRows
+    from saerl_fast.codes import CsrRows
 
 PANEL = 64
 PANEL_STEP = 16

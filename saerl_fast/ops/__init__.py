@@ -3,8 +3,8 @@
 `reference.py` holds each operation in plain PyTorch and is its specification.
 """
 
+from saerl_fast.codes import CsrRows, TopKCodes
 from saerl_fast.ops.choice import backend
-from saerl_fast.ops.codes import CsrRows, TopKCodes
 from saerl_fast.ops.encode import threshold_encode, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update
 from saerl_fast.ops.rows import decode, project, segment_pool

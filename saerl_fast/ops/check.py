@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saerl_fast.codes import CsrRows, TopKCodes
 from saerl_fast.errors import DtypeError, InputError, ShapeError
-from saerl_fast.ops.codes import CsrRows, TopKCodes
 
 INDEX_LIMIT = 2**31 - 1
 _SHORT = {

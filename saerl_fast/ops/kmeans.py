@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saerl_fast.codes import CsrRows
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError, ShapeError
 from saerl_fast.ops import check
 from saerl_fast.ops.choice import Call, choose
-from saerl_fast.ops.codes import CsrRows
 from saerl_fast.ops.reference import Metric
 from saerl_fast.ops.table import TABLE
 

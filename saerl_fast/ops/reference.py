@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saerl_fast.codes import CsrRows, TopKCodes
 from saerl_fast.kernels.precision import full_float32
-from saerl_fast.ops.codes import CsrRows, TopKCodes
 
 BLOCK_NUMBERS = 2**24
 """Upper bound on the numbers in one dense block (64 MB of float32)."""
