@@ -99,7 +99,7 @@ def train(
     for step in range(1, recipe.steps + 1):
         _set_rates(recipe, optimizers, step)
         loss = _step(core, model.lm_head, _batch(recipe, rng, tokenizer, deepest))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
