@@ -12,7 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--real", metavar="DIR", help="--real=DIR with models/ and data/; without it real tests are skipped")
+    parser.addoption(
+        "--real", metavar="DIR", help="--real=DIR with models/ and data/; without it real tests are skipped"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
