@@ -107,7 +107,7 @@ def refuse_useless(known: NDArray[Any], n_rows: int, name: str, smallest: int = 
         )
     if len(np.unique(known)) == 1:
         raise InputError(
-            f"{name}: labels must differ; all {len(known)} are {known[0]!s} (one class only). "
+            f"{name}: labels must differ; all {len(known)} are {_plain(known[0])!r} (one class only). "
             "Label rows of other values, or leave this signal out"
         )
 
@@ -125,3 +125,8 @@ def _number(label: Any, row: int, name: str) -> float:
 def _named(estimator: Any, error: ValueError) -> SaerlError:
     text = f"{type(estimator).__name__}: {error}"
     return NonFiniteError(text) if "NaN" in text or "infinity" in text else InputError(text)
+
+
+def _plain(label: Any) -> Any:
+    """A label as Python writes it: 'Algebra', not np.str_('Algebra')."""
+    return label.item() if isinstance(label, np.generic) else label
