@@ -144,6 +144,9 @@ def _plan(problems: list[Problem], features: SparseFeatures, out: Path, seed: in
         quality=[float(not problem.defect) if row in known else None for row, problem in enumerate(problems)],
         seed=seed,
     )
+    guessing = signals.held_out["quality"]["near_chance"]
+    if guessing:
+        print("   the quality probe is no better than guessing on held-out labels: nothing is filtered")
     plan = make_plan(
         list(features.ids),
         prompts_per_step=PROMPTS_PER_STEP,
@@ -152,7 +155,7 @@ def _plan(problems: list[Problem], features: SparseFeatures, out: Path, seed: in
         quality=signals.quality,
         status=list(features.status),
         policy="default",
-        drop_lowest=0.05,
+        drop_lowest=0.0 if guessing else 0.05,
         seed=seed,
     )
     plan.save(out / "plan")
