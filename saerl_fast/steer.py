@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saerl_fast.errors import InputError
+from saerl_fast.durable import read_object, replace
+from saerl_fast.errors import FormatError, InputError
 from saerl_fast.features import SparseFeatures
 from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans
+from saerl_fast.signals.inputs import is_missing
+
+FORMAT, FORMAT_VERSION = "saerl-signals", 1
+SIGNALS = "signals.json"
 
 
 @dataclass(frozen=True)
@@ -21,13 +29,14 @@ class Signals:
     clusters int64 [S]; difficulty float64 [S], higher is harder, or None; quality float64 [S], higher is
     better, or None. Rows without features (``status`` empty, invalid, nonfinite) hold cluster 0 and the
     median of the rest: a plan leaves them out by their status. held_out: each probe's score on labels it
-    did not see.
+    did not see. labelled: how many usable rows had a label, per probe.
     """
 
     clusters: NDArray[np.int64]
     difficulty: NDArray[np.float64] | None = None
     quality: NDArray[np.float64] | None = None
     held_out: Mapping[str, Any] = field(default_factory=dict)
+    labelled: Mapping[str, int] = field(default_factory=dict)
 
     def check_filter(self) -> None:
         """Raise InputError where the quality probe is no better than guessing: a filter by it drops at random."""
@@ -61,6 +70,7 @@ def steer(
     rows = features.to_scipy()[usable]
     clusters = StreamingKMeans(n_clusters=n_clusters, value_transform="sqrt", random_state=seed).fit_predict(rows)
     held_out: dict[str, Any] = {}
+    labelled: dict[str, int] = {}
     predicted: dict[str, NDArray[np.float64] | None] = {"difficulty": None, "quality": None}
     for name, labels, probe in (
         ("difficulty", difficulty, DifficultyProxy(random_state=seed)),
@@ -74,12 +84,55 @@ def steer(
         probe.fit(rows, known)
         predicted[name] = _spread(np.asarray(probe.predict(rows), dtype=np.float64), usable)
         held_out[name] = probe.score_report_
+        labelled[name] = sum(not is_missing(label) for label in known.tolist())
     return Signals(
         clusters=_spread(clusters.astype(np.int64), usable, fill=0),
         difficulty=predicted["difficulty"],
         quality=predicted["quality"],
         held_out=held_out,
+        labelled=labelled,
     )
+
+
+def write_signals(
+    signals: Signals,
+    folder: str | os.PathLike[str],
+    *,
+    filtered: bool,
+    features: str | os.PathLike[str] | None = None,
+) -> Path:
+    """``signals.json`` beside a plan: what the probes that it rests on were worth.
+
+    folder: of the plan, which is there already. filtered: whether rows were left out by predicted quality.
+    features: the feature folder, kept relative to ``folder``. An earlier file is replaced; same arguments, same bytes.
+    """
+    found = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "rows": len(signals.clusters),
+        "clusters": len(np.unique(signals.clusters)),
+        "held_out": dict(signals.held_out),
+        "labelled": dict(signals.labelled),
+        "filtered": bool(filtered),
+        "features": None if features is None else os.path.relpath(features, folder),
+    }
+    path = Path(folder) / SIGNALS
+    replace(path, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
+    return path
+
+
+def read_signals(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``write_signals`` wrote. Raises CorruptStoreError (not JSON) and FormatError (something else)."""
+    found = read_object(Path(path))
+    if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
+        raise FormatError(
+            f"{path}: wanted {FORMAT} of version {FORMAT_VERSION}, got {found.get('format')!r:.80} of "
+            f"{found.get('format_version')!r:.80}; make the plan again"
+        )
+    for name, kind in (("held_out", dict), ("labelled", dict), ("filtered", bool)):
+        if type(found.get(name)) is not kind:
+            raise FormatError(f"{path}: wanted {name} as {kind.__name__}, got {found.get(name)!r:.80}")
+    return found
 
 
 def _spread(values: NDArray[Any], usable: NDArray[np.bool_], fill: float | None = None) -> NDArray[Any]:

@@ -5,9 +5,9 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import normalized_mutual_info_score
 
-from saerl_fast.errors import InputError
+from saerl_fast.errors import CorruptStoreError, FormatError, InputError
 from saerl_fast.features import SparseFeatures
-from saerl_fast.steer import steer
+from saerl_fast.steer import read_signals, steer, write_signals
 
 ROWS, LATENTS = 600, 80
 
@@ -81,3 +81,37 @@ def test_bad_labels_are_named(planted):
         steer(features, n_clusters=601)
     with pytest.raises(InputError, match="no row holds features"):
         steer(features[[7]])
+
+
+def test_signals_are_written_beside_a_plan_and_read_again(planted, tmp_path):
+    features, _, level, good = planted
+    known = labels(level, 0.5)
+    found = steer(features, n_clusters=4, difficulty=known, quality=good.astype(float).tolist())
+    # the label of row 7, which has no features, does not count
+    wanted = sum(label is not None for row, label in enumerate(known) if row != 7)
+    assert found.labelled == {"difficulty": wanted, "quality": ROWS - 1}
+    (tmp_path / "plans" / "a").mkdir(parents=True)
+    path = write_signals(found, tmp_path / "plans" / "a", filtered=True, features=tmp_path / "f")
+    assert path == tmp_path / "plans" / "a" / "signals.json"
+    again = read_signals(path)
+    assert again["held_out"] == found.held_out
+    assert (again["labelled"], again["filtered"], again["rows"]) == (found.labelled, True, ROWS)
+    assert (path.parent / again["features"]).resolve() == tmp_path / "f"
+    first = path.read_bytes()
+    write_signals(found, path.parent, filtered=True, features=tmp_path / "f")
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("{", CorruptStoreError, "not JSON"),
+        ("{}", FormatError, "wanted saerl-signals of version 1, got None"),
+        ('{"format": "saerl-signals", "format_version": 2}', FormatError, "make the plan again"),
+        ('{"format": "saerl-signals", "format_version": 1, "held_out": 3}', FormatError, "wanted held_out as dict"),
+    ],
+)
+def test_other_files_are_no_signals(tmp_path, content, error, message):
+    (tmp_path / "signals.json").write_text(content)
+    with pytest.raises(error, match=message):
+        read_signals(tmp_path / "signals.json")

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 SUMMARY = "SAE features beside their controls on labelled columns"
 
@@ -25,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from saerl_fast.errors import InputError
+    from saerl_fast.extract.source import as_text, column, read_texts_again
     from saerl_fast.extract.store import load_features, read_columns
     from saerl_fast.signals.evaluate import evaluate, format_table
 
@@ -51,36 +51,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0
-
-
-def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
-    """One column of the table kept in a feature folder."""
-    from saerl_fast.errors import InputError
-    from saerl_fast.extract.inputs import column_names, has_column
-
-    if not has_column(rows, name):
-        raise InputError(f"no column {name!r}; there are {column_names(rows)}")
-    return [row.get(name) for row in rows]
-
-
-def read_texts_again(folder: str, data: str | None, rows: int) -> list[Any]:
-    """The text column of the table that featurize read, which must not have changed."""
-    from saerl_fast.errors import JobMismatchError
-    from saerl_fast.extract.inputs import hash_file, read_table
-    from saerl_fast.extract.store import Job
-
-    source = Job.load(Path(folder)).source
-    path = data or str(source.get("data"))
-    if source.get("sha256") and Path(path).is_file() and hash_file(path) != source["sha256"]:
-        raise JobMismatchError(f"{path} is not the file that {folder} was made from: its SHA-256 differs")
-    table = read_table(path)
-    if len(table) != rows:
-        raise JobMismatchError(f"{path} has {len(table)} rows, {folder} has {rows}; is it the same table?")
-    return [row.get(str(source["text_field"])) for row in table]
-
-
-def as_text(found: Any) -> str:
-    """A text for the word controls: a string as it is, the contents of messages, nothing for a missing one."""
-    if isinstance(found, list):
-        return "\n".join(str(message.get("content", "")) for message in found)
-    return found if isinstance(found, str) else ""

@@ -39,12 +39,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from saerl_fast.cli.evaluate import column
     from saerl_fast.curriculum import make_plan
     from saerl_fast.errors import InputError
+    from saerl_fast.extract.source import column
     from saerl_fast.extract.store import load_features, read_columns
     from saerl_fast.rl.label import difficulty_column, read_labels
-    from saerl_fast.steer import steer
+    from saerl_fast.steer import steer, write_signals
 
     if args.difficulty and args.labels:
         raise InputError("--difficulty and --labels both name the difficulty; give one of them")
@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         fingerprint=fingerprint,
     )
     plan.save(args.out)
+    write_signals(signals, args.out, filtered=args.drop_lowest > 0, features=args.folder)
     print(json.dumps(plan.summary(), indent=1, default=str))
     print(f"{args.out}: {plan}")
     return 0
@@ -93,9 +94,9 @@ def fingerprint_of_texts(folder: str, rows: int) -> str | None:
     """Where rows have numbers for ids, the texts themselves tell whether a dataset is the plan's."""
     from pathlib import Path
 
-    from saerl_fast.cli.evaluate import read_texts_again
     from saerl_fast.curriculum import fingerprint
     from saerl_fast.errors import FormatError
+    from saerl_fast.extract.source import read_texts_again
     from saerl_fast.extract.store import Job
 
     source = Job.load(Path(folder)).source

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from saerl_fast.errors import InputError, NonFiniteError, ShapeError
+from saerl_fast.signals.calibration import calibration
 from saerl_fast.signals.controls import representations
 from saerl_fast.signals.elastic_net import choose_penalty, fit_elastic_net
 from saerl_fast.signals.evaluate_table import format_table
@@ -60,7 +61,8 @@ def evaluate(
     "difficulty": {...}, "quality": {...}, "topic_nmi": {...}, "details": {...}}. A kind without input has no
     entry, nor has a label that was not given. "topic_nmi": normalised mutual information of 16 k-means
     clusters with the topic. "details": seed, held_out, and for each label metric, labelled, unlabelled,
-    train, tested, standard_error, penalty, seconds. Everything in it can be written as JSON.
+    train, tested, standard_error, penalty, seconds; for difficulty also "calibration": per kind of feature the
+    held-out rows in about 10 bins (see ``signals.calibration``). Everything in it can be written as JSON.
 
     Raises ShapeError (a wrong length), InputError (labels all equal, too few), DtypeError (difficulty that is
     not a number), NonFiniteError.
@@ -97,32 +99,37 @@ def _compare(
     scores: dict[str, float] = {}
     penalties: dict[str, Any] = {}
     seconds: dict[str, float] = {}
+    bins: dict[str, Any] = {}
     for kind in [*kinds, "sae_elasticnet"]:
         if kind == "sae_elasticnet" and task.name != "difficulty":
             continue
         began = time.perf_counter()
         if kind == "sae_elasticnet":
-            scores[kind], penalties[kind] = _elastic_net(task, rows, seed)
+            predicted, penalties[kind] = _elastic_net(task, rows, seed)
         else:
-            scores[kind], penalties[kind] = _probe(task, kinds[kind], seed)
+            predicted, penalties[kind] = _probe(task, kinds[kind], seed)
+        scores[kind] = task.score(predicted)
         seconds[kind] = round(time.perf_counter() - began, 2)
+        if task.name == "difficulty":
+            bins[kind] = calibration(predicted, task.labels[task.tested])
         logger.info("%s, %s: %s %.3f in %.1f s", task.name, kind, task.metric, scores[kind], seconds[kind])
     scores["majority"] = task.guess()
-    return scores, task.describe(scores["sae"]) | {"penalty": penalties, "seconds": seconds}
+    details = task.describe(scores["sae"]) | {"penalty": penalties, "seconds": seconds}
+    return scores, details | ({"calibration": bins} if bins else {})
 
 
-def _probe(task: Task, rows: Rows, seed: int) -> tuple[float, float]:
-    """Held-out score and penalty of a linear model on one kind of feature."""
+def _probe(task: Task, rows: Rows, seed: int) -> tuple[NDArray[Any], float]:
+    """Predictions for the held-out rows, and penalty, of a linear model on one kind of feature."""
     if task.metric == "accuracy":
         classifier, penalty = fit_logistic(rows[task.train], task.train_labels, seed=seed)
-        return task.score(classifier.predict(rows[task.tested])), penalty
+        return classifier.predict(rows[task.tested]), penalty
     inner = spearman if task.metric == "spearman" else lambda found, true: area_under_curve(found, true == 1)
     model = fit_ridge(rows[task.train], task.train_labels, inner, seed=seed)
-    return task.score(model.predict(rows[task.tested])), model.penalty
+    return model.predict(rows[task.tested]), model.penalty
 
 
-def _elastic_net(task: Task, rows: sparse.csr_array, seed: int) -> tuple[float, dict[str, float]]:
-    """Held-out score of the model of DifficultyProxy, and its penalties."""
+def _elastic_net(task: Task, rows: sparse.csr_array, seed: int) -> tuple[NDArray[Any], dict[str, float]]:
+    """Predictions for the held-out rows of the model of DifficultyProxy, and its penalties."""
     evened = transform_rows(rows, "sqrt")
     train = evened[task.train]
     penalty = choose_penalty(
@@ -134,8 +141,7 @@ def _elastic_net(task: Task, rows: sparse.csr_array, seed: int) -> tuple[float, 
         seed=seed,
     )
     model = fit_elastic_net(train, task.train_labels, penalty, ELASTIC_FEATURES)
-    found = task.score(model.predict(evened[task.tested]))
-    return found, {"alpha": penalty.alpha, "l1_ratio": penalty.l1_ratio}
+    return model.predict(evened[task.tested]), {"alpha": penalty.alpha, "l1_ratio": penalty.l1_ratio}
 
 
 def _mutual_information(task: Task, kinds: Mapping[str, Rows], rows: sparse.csr_array, seed: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from saerl_fast.cli import main
 from saerl_fast.curriculum import BatchPlan
 from saerl_fast.extract.store import Job, load_features, read_columns
 from saerl_fast.formats import save_sae
+from saerl_fast.steer import read_signals
 from tests import tiny
 
 
@@ -127,6 +128,10 @@ def test_plan_takes_pass_rates_of_saerl_label(folder, world, capsys):
     words = ["plan", str(folder), "--prompts-per-step", "8", "--clusters", "4", "--labels", str(labels)]
     assert main([*words, "--out", str(world / "plan-labels")]) == 0
     assert BatchPlan.load(world / "plan-labels").difficulty is not None
+    signals = read_signals(world / "plan-labels" / "signals.json")
+    assert signals["labelled"] == {"difficulty": 79}
+    assert (signals["features"], signals["filtered"]) == ("../f", False)
+    assert signals["held_out"]["difficulty"]["metric"] == "spearman"
     assert main([*words, "--out", str(world / "never"), "--difficulty", "level"]) == 2
     assert "give one of them" in capsys.readouterr().err
 

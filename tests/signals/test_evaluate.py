@@ -51,6 +51,20 @@ def test_shape_of_the_result(result):
     ]
 
 
+def test_calibration_of_difficulty_is_of_the_held_out_rows(world, result):
+    bins = result["details"]["difficulty"]["calibration"]
+    assert set(bins) == set(result["difficulty"]) - {"majority"}
+    assert all("calibration" not in result["details"][name] for name in ("topic", "quality"))
+    mean = np.array(world["difficulty"])[held_out_rows(ROWS, 0)].mean()
+    for kind, found in bins.items():
+        assert sum(found["n"]) == 135, kind
+        assert np.average(found["observed"], weights=found["n"]) == pytest.approx(mean, abs=1e-4), kind
+        assert found["predicted"] == sorted(found["predicted"]), kind
+    # the planted signal: what is predicted high is observed high; not so for length
+    assert bins["sae_elasticnet"]["observed"][-1] - bins["sae_elasticnet"]["observed"][0] > 1
+    assert len(bins["sae_elasticnet"]["n"]) == 10
+
+
 def test_planted_signals_are_found_where_they_are(result):
     topic, difficulty, quality = result["topic"], result["difficulty"], result["quality"]
     assert topic["sae"] == topic["tfidf"] == 1
