@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError, ShapeError
+from saerl_fast.kernels import int8_product, native
 from saerl_fast.ops import CsrRows, TopKCodes
 
 Arguments = dict[str, Any]
@@ -50,6 +51,11 @@ class Operation:
 
     def __call__(self, arguments: Arguments, **options: Any) -> Any:
         return self.function(**arguments, **options)
+
+
+def absent(backend: str) -> str | None:
+    """Why a CPU backend cannot run on this machine, or None."""
+    return {"cpu": native.missing, "cpu_int8": int8_product.missing}.get(backend, lambda: None)()
 
 
 def grid(*shape: int, seed: int = 0, low: int = -4, high: int = 4) -> Tensor:
@@ -135,7 +141,7 @@ ENCODER_MISTAKES = (
     BadInput("row_negative", {"row_index": torch.tensor([-1])}, InputError, "got values from -1 to -1"),
     BadInput("row_int32", {"row_index": torch.zeros(2, dtype=torch.int32)}, DtypeError, "row_index must be of int64"),
     BadInput("other_device", {"b_enc": torch.zeros(100, device="meta")}, InputError, "b_enc on meta"),
-    BadInput("unknown_backend", {"backend": "tpu"}, InputError, "cuda, triton, cpu, reference; got 'tpu'"),
+    BadInput("unknown_backend", {"backend": "tpu"}, InputError, "cuda, triton, cpu_int8, cpu, reference; got 'tpu'"),
 )
 
 TOPK_MISTAKES = (
@@ -296,7 +302,7 @@ UPDATE_MISTAKES = (
 OPERATIONS = {
     op.name: op
     for op in (
-        Operation("topk_encode", ops.topk_encode, ("cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES),
+        Operation("topk_encode", ops.topk_encode, ("cpu_int8", "cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES),
         Operation(
             "threshold_encode", ops.threshold_encode, ("cpu", "reference"), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES
         ),

@@ -37,4 +37,21 @@ const SparseKernels& sparse_kernels(const std::string& name) {
     return kPlainSparse;
 }
 
+const ScreenKernels& screen_kernels(const std::string& name) {
+#if defined(__x86_64__)
+    if (&row_kernels(name) == &kAvx512Kernels) return kAvx512Screen;
+#else
+    row_kernels(name);  // refuses unknown names
+#endif
+    return kPlainScreen;
+}
+
+std::string int8_product_refused() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni")) return "";
+#endif
+    return "the processor has no AVX-512 VNNI, without which the int8 product is not exact or not fast";
+}
+
 }  // namespace saerl

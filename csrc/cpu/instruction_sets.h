@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "row_kernels.h"
+#include "screen_kernels.h"
 #include "sparse_kernels.h"
 
 namespace saerl {
@@ -18,5 +19,12 @@ const RowKernels& row_kernels(const std::string& name);
 
 // The loops on sparse rows for the same instruction set.
 const SparseKernels& sparse_kernels(const std::string& name);
+
+// The loops of int8 screening; a machine without AVX-512 runs the plain ones.
+const ScreenKernels& screen_kernels(const std::string& name);
+
+// Why torch's int8 product is not an exact one on this processor, or an empty string: it needs the instructions
+// that add four products of bytes without an intermediate 16-bit sum, which would saturate.
+std::string int8_product_refused();
 
 }  // namespace saerl

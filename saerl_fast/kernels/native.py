@@ -146,3 +146,44 @@ class RunningThreshold:
         indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=torch.float32)
         self._native.write(address(indices), address(values), threads())
         return indices, values
+
+
+class RunningScreen:
+    """The select by int8 screening (csrc/cpu/screening.h) of rows whose products come in blocks of columns.
+
+    A row with more than `limit` survivors is scored whole.
+    """
+
+    def __init__(self, rows: int, k: int, limit: int, isa: str = "auto") -> None:
+        self._native = module().RunningScreen(rows, k, limit, isa)
+
+    def absorb(self, products: Tensor, latents: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> None:
+        """Take the next columns: products [rows, width] int32, contiguous.
+
+        latents: scale, reach, error, low, high [width]; rows: step, spread, size [rows]; float32.
+        """
+        self._native.absorb(
+            address(products), products.shape[1], *(address(term) for term in (*latents, *rows)), threads()
+        )
+
+    def finish(
+        self,
+        x: Tensor,
+        shift: Tensor,
+        w: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        values: Tensor,
+        indices: Tensor,
+        relu: bool,
+    ) -> tuple[int, int, int, float]:
+        """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32.
+
+        x [rows, D], w [M, D], bias [M], scale [M] float32; shift [D] float64; all contiguous
+        -> rows scored whole, pairs scored in the others, scores outside of their bounds, the largest error in bounds
+        """
+        whole, scored, outside, worst = self._native.finish(
+            address(x), x.shape[1], address(shift), address(w), address(bias), address(scale),
+            address(values), address(indices), relu, threads(),
+        )  # fmt: skip
+        return int(whole), int(scored), int(outside), float(worst)

@@ -20,8 +20,8 @@ from saerl_fast.kernels.fork import go_serial_after_fork
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
-ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+BACKENDS = ("cuda", "triton", "cpu_int8", "cpu", "reference")
+ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu_int8", "cpu", "reference")}
 NOT_WRITTEN = "not written for this operation"
 
 
@@ -35,6 +35,8 @@ class Call:
     """Some input is float64, so that the work is to be done in float64."""
     k: int = 0
     n_latents: int = 0
+    width: int = 0
+    """D"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Implementation:
     run: Callable[..., Any]
     refuses: Callable[[Call], str | None]
     """The reason why this call cannot run here, or None."""
+    declines: Callable[[Call], str | None] = lambda _: None
+    """The reason why another backend is faster for this call, or None; asked only where none was wished for."""
 
 
 Table = Mapping[str, Mapping[str, Implementation]]
@@ -54,7 +58,7 @@ _wish: ContextVar[str | None] = ContextVar("saerl_fast_backend", default=None)
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Ask for one backend ("cuda", "triton", "cpu" or "reference") for every operation in the block.
+    """Ask for one backend ("cuda", "triton", "cpu_int8", "cpu" or "reference") for every operation in the block.
 
     Holds for this thread or task only. Raises InputError for an unknown name; the operations raise
     BackendUnavailable where the backend cannot run them.
@@ -82,6 +86,8 @@ def pick(table: Table, op: str, call: Call, want: str | None) -> tuple[str, tupl
     passed: list[str] = []
     for name in (want,) if want else ORDER.get(call.device, ("reference",)):
         reason = refusal(table, op, name, call)
+        if reason is None and want is None:
+            reason = table[op][name].declines(call)
         if reason is None:
             return name, tuple(passed)
         passed.append(f"{name}: {reason}")
@@ -111,4 +117,6 @@ def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
 @functools.cache
 def _log_once(op: str, name: str, passed: tuple[str, ...]) -> None:
     unwritten = all(reason.endswith(NOT_WRITTEN) for reason in passed)
-    logger.log(logging.INFO if unwritten else logging.WARNING, "%s runs on %s (%s)", op, name, "; ".join(passed))
+    # from one compiled backend to the next is no cause for alarm
+    level = logging.INFO if unwritten or name != "reference" else logging.WARNING
+    logger.log(level, "%s runs on %s (%s)", op, name, "; ".join(passed))

@@ -36,7 +36,8 @@ def topk_encode_op(
     """`ops.topk_encode` behind the checks of shapes and types. The checks that read data are here."""
     check_row_index("topk_encode", row_index, x)
     float64 = torch.float64 in (x.dtype, w_enc.dtype)
-    name = choose(TABLE, "topk_encode", Call(x.device.type, float64, k), backend)
+    call = Call(x.device.type, float64, k, w_enc.shape[0], w_enc.shape[1])
+    name = choose(TABLE, "topk_encode", call, backend)
     values, indices = TABLE["topk_encode"][name].run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
     return values, indices
 

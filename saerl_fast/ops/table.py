@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from saerl_fast.kernels import kmeans_cpu, native, pool_cpu, sparse_cpu, threshold_cpu, topk_cpu, topk_cuda
+from saerl_fast.kernels import (
+    int8_product,
+    kmeans_cpu,
+    native,
+    pool_cpu,
+    sparse_cpu,
+    threshold_cpu,
+    topk_cpu,
+    topk_cuda,
+    topk_int8,
+)
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
 
@@ -17,6 +27,18 @@ def _cpu_refuses(call: Call) -> str | None:
     if call.device != "cpu":
         return f"the tensors are on {call.device}"
     return "float64 inputs need the reference" if call.float64 else None
+
+
+def _int8_refuses(call: Call) -> str | None:
+    if reason := _cpu_refuses(call):
+        return reason
+    if call.width > int8_product.MAX_CHANNELS:
+        return f"sums bytes over at most {int8_product.MAX_CHANNELS} channels, not {call.width}"
+    return int8_product.missing()
+
+
+def _int8_declines(call: Call) -> str | None:
+    return None if topk_int8.pays(call.width, call.n_latents, call.k) else topk_int8.PAYS_NOT
 
 
 def _cpu_pool_refuses(call: Call) -> str | None:
@@ -39,6 +61,7 @@ def _cuda_topk_refuses(call: Call) -> str | None:
 TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses),
+        "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },

@@ -24,18 +24,43 @@ CPU, CUDA = Call("cpu"), Call("cuda")
 
 
 def test_automatic_takes_the_first_that_can():
-    both = table(cuda=None, triton=None, cpu=None, reference=None)
-    assert pick(both, "op", CPU, None) == ("cpu", ())
+    both = table(cuda=None, triton=None, cpu_int8=None, cpu=None, reference=None)
+    assert pick(both, "op", CPU, None) == ("cpu_int8", ())
     assert pick(both, "op", CUDA, None) == ("cuda", ())
 
 
 def test_automatic_falls_down_the_list_with_reasons():
-    broken = table(cuda="no nvcc", cpu="no compiler", reference=None)
-    assert pick(broken, "op", CPU, None) == ("reference", ("cpu: no compiler",))
+    broken = table(cuda="no nvcc", cpu_int8="no VNNI", cpu="no compiler", reference=None)
+    assert pick(broken, "op", CPU, None) == ("reference", ("cpu_int8: no VNNI", "cpu: no compiler"))
     assert pick(broken, "op", CUDA, None) == (
         "reference",
         ("cuda: no nvcc", "triton: not written for this operation"),
     )
+
+
+def slow_for_few(call):
+    return "slow for few latents" if call.n_latents < 100 else None
+
+
+def test_a_slower_backend_is_passed_over_unless_asked_for():
+    never = lambda call: None  # noqa: E731
+    two = {
+        "op": {
+            "cpu_int8": Implementation(never, never, slow_for_few),
+            "cpu": Implementation(never, never),
+        }
+    }
+    few, many = Call("cpu", n_latents=99), Call("cpu", n_latents=100)
+    assert pick(two, "op", many, None) == ("cpu_int8", ())
+    assert pick(two, "op", few, None) == ("cpu", ("cpu_int8: slow for few latents",))
+    assert pick(two, "op", few, "cpu_int8") == ("cpu_int8", ())
+
+
+def test_from_one_compiled_backend_to_the_next_is_no_warning(caplog):
+    choice._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="saerl_fast"):
+        assert choice.choose(table(cpu_int8="no VNNI", cpu=None), "op", CPU, None) == "cpu"
+    assert [record.levelno for record in caplog.records] == [logging.INFO]
 
 
 def test_other_devices_take_the_reference():
@@ -63,7 +88,10 @@ def test_block_asks_and_ends():
 
 
 def test_unknown_name():
-    with pytest.raises(InputError, match="one of cuda, triton, cpu, reference; got 'gpu'"), ops.backend("gpu"):
+    with (
+        pytest.raises(InputError, match="one of cuda, triton, cpu_int8, cpu, reference; got 'gpu'"),
+        ops.backend("gpu"),
+    ):
         pass
 
 
@@ -82,9 +110,11 @@ def test_double_goes_to_the_reference_and_cpu_says_why():
 
 def test_fallback_is_said_once(caplog):
     choice._log_once.cache_clear()
-    broken = table(cpu="no compiler", reference=None)
+    broken = table(cpu_int8="no VNNI", cpu="no compiler", reference=None)
     with caplog.at_level(logging.INFO, logger="saerl_fast"):
         for _ in range(3):
             assert choice.choose(broken, "op", CPU, None) == "reference"
-    assert [record.getMessage() for record in caplog.records] == ["op runs on reference (cpu: no compiler)"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "op runs on reference (cpu_int8: no VNNI; cpu: no compiler)"
+    ]
     assert caplog.records[0].levelno == logging.WARNING

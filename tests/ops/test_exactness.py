@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import native
-from tests.op_table import OPERATIONS, csr_rows, dense, topk_codes
+from tests.op_table import OPERATIONS, absent, csr_rows, dense, topk_codes
 
 SHAPES = [(1, 1, 1, 1), (40, 64, 512, 32), (33, 384, 4096, 32), (7, 129, 1000, 257), (1030, 48, 5000, 8)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -15,8 +14,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=OPERATIONS["topk_encode"].backends)
 def backend(request):
-    if request.param == "cpu" and native.missing():
-        pytest.skip(native.missing())
+    if reason := absent(request.param):
+        pytest.skip(reason)
     return request.param
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import native
 from saerl_fast.ops.choice import BACKENDS
 from saerl_fast.ops.table import TABLE
-from tests.op_table import LAYOUTS, OPERATIONS, relaid, tensors
+from tests.op_table import LAYOUTS, OPERATIONS, absent, relaid, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
@@ -31,8 +30,8 @@ def assert_same_bits(got, wanted):
 
 
 def needs(backend):
-    if backend == "cpu" and native.missing():
-        pytest.skip(native.missing())
+    if reason := absent(backend):
+        pytest.skip(reason)
 
 
 @functools.cache
@@ -78,7 +77,7 @@ def test_mistakes_raise_what_the_table_says(op, bad):
     assert str(raised.value).startswith(op.name) or bad.name == "unknown_backend"
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", OPERATIONS["topk_encode"].backends)
 def test_stride_zero(backend):
     needs(backend)
     sample = OPERATIONS["topk_encode"].samples[0].make()

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import native
-from tests.op_table import OPERATIONS, encoder, far_apart
+from tests.op_table import OPERATIONS, absent, encoder, far_apart
 
 BACKENDS = OPERATIONS["topk_encode"].backends
 FORKS = 20
@@ -25,8 +24,8 @@ def random_encoder():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_thread_count_changes_no_bits(backend, threads):
-    if backend == "cpu" and native.missing():
-        pytest.skip(native.missing())
+    if reason := absent(backend):
+        pytest.skip(reason)
     arguments = random_encoder()
     results = []
     for count in (1, 2, 3, 7):
@@ -79,8 +78,8 @@ def test_forked_children_do_not_hang():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_row_strides_past_2_to_31(backend, tmp_path):
-    if backend == "cpu" and native.missing():
-        pytest.skip(native.missing())
+    if reason := absent(backend):
+        pytest.skip(reason)
     arguments = encoder(3, 16, 40, k=5)
     wanted = ops.topk_encode(**arguments, backend="reference")
     arguments["x"] = far_apart(tmp_path, arguments["x"])

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import native
 from saerl_fast.ops import CsrRows, TopKCodes
+from tests.op_table import OPERATIONS, absent
 
 M = 700
 EYE, ZERO = torch.eye(M), torch.zeros(M)
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=OPERATIONS["topk_encode"].backends)
 def select(request):
     """Scores in, codes out: w_enc is the identity, so that x itself is selected from."""
-    if request.param == "cpu" and native.missing():
-        pytest.skip(native.missing())
+    if reason := absent(request.param):
+        pytest.skip(reason)
 
     def encode(scores, k, relu=False):
         return ops.topk_encode(scores, EYE, ZERO, k, relu=relu, backend=request.param)
@@ -70,8 +70,8 @@ def test_nan_row_is_marked(select, position):
 def test_one_nan_bias_marks_every_row(select, relu):
     b_enc = ZERO.clone()
     b_enc[M - 2] = torch.nan
-    for backend in ("cpu", "reference"):
-        if backend == "cpu" and native.missing():
+    for backend in OPERATIONS["topk_encode"].backends:
+        if absent(backend):
             continue
         codes = ops.topk_encode(torch.ones(3, M), EYE, b_enc, 2, relu=relu, backend=backend)
         assert codes.values.isnan().all()
@@ -83,8 +83,8 @@ def test_infinities_come_first_and_last(select):
     b_enc = torch.arange(float(M))
     b_enc[[7, 600]] = torch.inf
     b_enc[[0, 500]] = -torch.inf
-    for backend in ("cpu", "reference"):
-        if backend == "cpu" and native.missing():
+    for backend in OPERATIONS["topk_encode"].backends:
+        if absent(backend):
             continue
         codes = ops.topk_encode(torch.zeros(1, M), EYE, b_enc, M, relu=False, backend=backend)
         assert codes.indices[0, :3].tolist() == [7, 600, M - 1]

@@ -1,0 +1,30 @@
+// Rows as int8, with what rounding did to them.
+//
+//     y[c] = (x[c] - shift[c]) * factor[c] = step * q[c] + dy[c],   step = max |y| / 127
+//
+// Floor:  reading x twice, the second time from the cache.
+#pragma once
+
+#include <cstdint>
+
+#include "screen_kernels.h"
+
+namespace saerl {
+
+struct FloatRows {
+    const float* x;  // IN  [rows, channels.width]
+    int64_t rows;
+    Channels channels;
+};
+
+struct Int8Rows {
+    int8_t* q;  // OUT [rows, stride]; what lies beyond the width is set to 0
+    int64_t stride;
+    float* steps;    // OUT [rows]; NaN where the row cannot be screened (Quantised)
+    double* norms;   // OUT [rows]  |y|
+    double* errors;  // OUT [rows]  |dy|
+};
+
+void quantise_rows(const FloatRows& rows, const ScreenKernels& kernels, int64_t threads, const Int8Rows& out);
+
+}  // namespace saerl

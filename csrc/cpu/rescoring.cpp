@@ -1,0 +1,116 @@
+#include "rescoring.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "threads.h"
+
+namespace saerl {
+namespace {
+
+constexpr int64_t kWholeRows = 64;  // rows whose scores [rows, latents] are held at a time
+
+struct Pair {
+    Candidate* candidate;
+    int64_t row;
+};
+
+// The pairs in the order of their latents, and in each latent of their rows.
+std::vector<Pair> by_latent(const std::vector<RowCandidates>& rows, int64_t latents) {
+    std::vector<int64_t> places(static_cast<size_t>(latents) + 1);
+    for (const RowCandidates& row : rows) {
+        for (const Candidate* c = row.begin; c < row.end; ++c) ++places[c->column + 1];
+    }
+    for (int64_t j = 0; j < latents; ++j) places[j + 1] += places[j];
+    std::vector<Pair> pairs(static_cast<size_t>(places[latents]));
+    for (const RowCandidates& row : rows) {
+        for (Candidate* c = row.begin; c < row.end; ++c) pairs[places[c->column]++] = {c, row.row};
+    }
+    return pairs;
+}
+
+bool better(const Candidate& one, const Candidate& other) {
+    return one.score > other.score || (one.score == other.score && one.column < other.column);
+}
+
+}  // namespace
+
+double Rescoring::score_of(int64_t row, int64_t latent, const double* w) const {
+    const double dot = kernels_.dot(encoder_.x + row * encoder_.width, encoder_.shift, w, encoder_.width);
+    const double score = dot + static_cast<double>(encoder_.bias[latent]);
+    return encoder_.scale ? score * static_cast<double>(encoder_.scale[latent]) : score;
+}
+
+void Rescoring::score(const std::vector<RowCandidates>& rows) const {
+    const std::vector<Pair> pairs = by_latent(rows, encoder_.latents);
+    for_row_ranges(static_cast<int64_t>(pairs.size()), threads_, [&](int64_t begin, int64_t end) {
+        std::vector<double> w(static_cast<size_t>(encoder_.width));
+        int64_t widened = -1;
+        for (int64_t n = begin; n < end; ++n) {
+            const int64_t latent = pairs[n].candidate->column;
+            if (latent != widened)
+                kernels_.widen(encoder_.w + latent * encoder_.width, encoder_.width, w.data());
+            widened = latent;
+            pairs[n].candidate->score = score_of(pairs[n].row, latent, w.data());
+        }
+    });
+}
+
+void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu, float* values,
+                            int32_t* columns) const {
+    const int64_t total = static_cast<int64_t>(rows.size()), latents = encoder_.latents;
+    for (int64_t first = 0; first < total; first += kWholeRows) {
+        const int64_t count = std::min(kWholeRows, total - first);
+        std::vector<double> scores(static_cast<size_t>(count * latents));
+        for_row_ranges(latents, threads_, [&](int64_t begin, int64_t end) {
+            std::vector<double> w(static_cast<size_t>(encoder_.width));
+            for (int64_t j = begin; j < end; ++j) {
+                kernels_.widen(encoder_.w + j * encoder_.width, encoder_.width, w.data());
+                for (int64_t n = 0; n < count; ++n) {
+                    scores[n * latents + j] = score_of(rows[first + n], j, w.data());
+                }
+            }
+        });
+        for_row_ranges(count, threads_, [&](int64_t begin, int64_t end) {
+            std::vector<Candidate> all(static_cast<size_t>(latents));
+            for (int64_t n = begin; n < end; ++n) {
+                for (int64_t j = 0; j < latents; ++j) {
+                    all[j] = {0, 0, static_cast<int32_t>(j), scores[n * latents + j]};
+                }
+                const int64_t row = rows[first + n];
+                write_best(all, k, relu, values + row * k, columns + row * k);
+            }
+        });
+    }
+}
+
+void write_best(std::vector<Candidate>& candidates, int64_t k, bool relu, float* values, int32_t* columns) {
+    const bool nan = std::any_of(candidates.begin(), candidates.end(),
+                                 [](const Candidate& c) { return std::isnan(c.score); });
+    if (nan) {
+        std::fill(values, values + k, std::numeric_limits<float>::quiet_NaN());
+        for (int64_t i = 0; i < k; ++i) columns[i] = static_cast<int32_t>(i);
+        return;
+    }
+    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), better);
+    std::sort(candidates.begin(), candidates.begin() + k, better);
+    for (int64_t i = 0; i < k; ++i) {
+        const double score = candidates[i].score;
+        values[i] = relu && !(score > 0) ? 0.0f : static_cast<float>(score);
+        columns[i] = candidates[i].column;
+    }
+}
+
+void tally(const std::vector<Candidate>& candidates, ScreenCounts& counts) {
+    counts.scored += static_cast<int64_t>(candidates.size());
+    for (const Candidate& c : candidates) {
+        const double lower = c.lower, upper = c.upper;
+        counts.outside += c.score < lower || c.score > upper;
+        // no use of bounds that are infinite
+        const double distance = std::fabs(c.score - 0.5 * (upper + lower)) / (0.5 * (upper - lower));
+        if (distance > counts.worst && std::isfinite(distance)) counts.worst = distance;
+    }
+}
+
+}  // namespace saerl

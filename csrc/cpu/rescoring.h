@@ -1,0 +1,47 @@
+// Float64 scores of chosen (row, latent) pairs, and the select among them (screening.h has the equation).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "screening.h"
+
+namespace saerl {
+
+// Some candidates of one row.
+struct RowCandidates {
+    int64_t row;
+    Candidate* begin;  // INOUT
+    Candidate* end;
+};
+
+class Rescoring {
+  public:
+    Rescoring(const Encoder& encoder, const ScreenKernels& kernels, int64_t threads)
+        : encoder_(encoder), kernels_(kernels), threads_(threads) {}
+
+    // Fill in the scores, latent by latent.
+    void score(const std::vector<RowCandidates>& rows) const;
+
+    // Score all latents of these rows, a few rows at a time, and write their k largest.
+    void score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu,
+                     float* values,            // OUT [all rows, k]
+                     int32_t* columns) const;  // OUT [all rows, k]
+
+  private:
+    double score_of(int64_t row, int64_t latent, const double* w) const;
+
+    Encoder encoder_;
+    const ScreenKernels& kernels_;
+    int64_t threads_;
+};
+
+// Sort the candidates by score and write the first k. The order of the candidates changes.
+void write_best(std::vector<Candidate>& candidates, int64_t k, bool relu,
+                float* values,      // OUT [k]
+                int32_t* columns);  // OUT [k]
+
+// Hold the scores against their bounds.
+void tally(const std::vector<Candidate>& candidates, ScreenCounts& counts);
+
+}  // namespace saerl

@@ -1,0 +1,110 @@
+// The k largest scores of each row from int8 products, exactly: what is left out is proved out.
+//
+//     score(i, j) = scale[j] * (sum over c of (x[i][c] - shift[c]) * w[j][c] + bias[j])     in float64
+//
+// Floor:  the int8 product, a tenth to a quarter of the float32 one; then one float64 dot per survivor.
+// Trick:  a product of rounded vectors bounds the score: with y = step q + dy and v = step' p + dv,
+//         |y.v - step step' q.p| <= |dy| |step' p| + |y| |dv|   (Cauchy-Schwarz).
+//         While products come in blocks of columns, a row keeps the columns whose upper bound reaches its k-th
+//         largest lower bound. The k of them with the largest lower bounds are scored; the least of these k
+//         scores is a floor of the k-th largest score, and only what still reaches it is scored too.
+//
+// Scores are float64 sums in one fixed order, so a value depends on its row and its latent alone: not on the
+// batch, the number of threads, the instruction set or the bounds. Scoring goes latent by latent, so that each row
+// of w is read once and x stays in the cache. A row that cannot be screened, or keeps more than `limit` columns, is
+// scored whole by the same sums. Every score is checked against its bounds: one outside of them is counted and means
+// that the products were wrong.
+//
+// Descending; ties to the lower column; a row with a NaN score gives NaN values and columns 0..k-1.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "screen_kernels.h"
+
+namespace saerl {
+
+// A block of int8 products, columns side by side, with the terms of its bounds (ProductRow).
+struct ProductBlock {
+    const int32_t* products;  // IN  [rows, width]
+    int64_t width;
+    const float* scale;  // IN  [width]
+    const float* reach;  // IN  [width]
+    const float* error;  // IN  [width]
+    const float* low;    // IN  [width]
+    const float* high;   // IN  [width]
+};
+
+// The terms of the rows; a row whose step is NaN cannot be screened.
+struct RowTerms {
+    const float* step;    // IN  [rows]
+    const float* spread;  // IN  [rows]
+    const float* size;    // IN  [rows]
+};
+
+// What exact scores are computed from.
+struct Encoder {
+    const float* x;       // IN  [rows, width]
+    const double* shift;  // IN  [width]
+    const float* w;       // IN  [latents, width]
+    const float* bias;    // IN  [latents]
+    const float* scale;   // IN  [latents] or null
+    int64_t width;
+    int64_t latents;
+};
+
+// What happened, for reports and tests.
+struct ScreenCounts {
+    int64_t whole = 0;    // rows scored whole
+    int64_t scored = 0;   // pairs scored in the other rows
+    int64_t outside = 0;  // of these, outside of their bounds: the products were wrong
+    double worst = 0;     // largest distance of a score from the middle of its bounds, in half widths
+};
+
+struct Candidate {
+    float lower;
+    float upper;
+    int32_t column;
+    double score;
+};
+
+class RunningScreen {
+  public:
+    RunningScreen(int64_t rows, int64_t k, int64_t limit, const ScreenKernels& kernels);
+
+    // Take the next columns; the terms of the rows are the same in every call.
+    void absorb(const ProductBlock& block, const RowTerms& terms, int64_t threads);
+
+    // Write the result.
+    ScreenCounts finish(const Encoder& encoder,
+                        float* values,     // OUT [rows, k]
+                        int32_t* columns,  // OUT [rows, k]
+                        bool relu, int64_t threads);
+
+    int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
+    int64_t k() const { return k_; }
+    int64_t columns_seen() const { return columns_seen_; }
+
+  private:
+    struct Row {
+        std::vector<Candidate> candidates;
+        float floor;       // a column whose upper bound is below it is not among the k largest
+        int64_t next_cut;  // number of candidates at which the floor is raised
+        bool whole = false;
+    };
+
+    void absorb_row(Row& row, const ProductRow& products, int64_t width);
+    void hold(Row& row, const Found& found) const;
+    void cut_back(Row& row) const;
+    void drop_unproved(Row& row) const;
+
+    int64_t k_;
+    int64_t limit_;
+    const ScreenKernels& kernels_;
+    std::vector<Row> rows_;
+    int64_t columns_seen_ = 0;
+};
+
+}  // namespace saerl

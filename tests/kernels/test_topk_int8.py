@@ -1,0 +1,358 @@
+"""Int8 screening: the set of float64, always; what is left out is proved out; nothing stale, nothing silent."""
+
+import numpy as np
+import pytest
+import torch
+
+from saerl_fast import ops
+from saerl_fast.bench.data import encoder
+from saerl_fast.errors import BackendUnavailable
+from saerl_fast.kernels import int8_product, int8_weights, native, topk_int8
+from saerl_fast.kernels.topk_int8 import screening_counts
+
+pytestmark = pytest.mark.skipif(bool(int8_product.missing()), reason=str(int8_product.missing()))
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_encoder(rows, width, latents, **more):
+    """Random directions and rows, with every term."""
+    arguments = {"x": normal(rows, width), "w_enc": normal(latents, width, seed=1), "b_enc": normal(latents, seed=2)}
+    return arguments | {"b_dec": normal(width, seed=3), "scale": normal(latents, seed=4).abs() + 0.1} | more
+
+
+def zipf_encoder(rows, width, latents, **more):
+    """Rows that are sums of the encoder's own directions, as activations are."""
+    return encoder(rows, width, latents)._asdict() | more
+
+
+def massive(arguments):
+    """A few channels a hundred times as large as the others."""
+    x = arguments["x"].clone()
+    x[:, [1, 5, 17, 30]] *= 100
+    return arguments | {"x": x}
+
+
+def scores(arguments):
+    """h [N, M] in float64."""
+    x = arguments["x"].double()
+    if arguments.get("b_dec") is not None:
+        x = x - arguments["b_dec"].double()
+    h = x @ arguments["w_enc"].double().T + arguments["b_enc"].double()
+    return h if arguments.get("scale") is None else h * arguments["scale"].double()
+
+
+def assert_best(codes, h, k):
+    """The k largest of h, ties to the lower index; values rounded to float32 once (of sums in another order)."""
+    wanted = h.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(codes.indices.long(), wanted.indices[:, :k])
+    rounded = wanted.values[:, :k].float()
+    near = (codes.values.double() - rounded.double()).abs() <= 1e-12 * h.abs().max()
+    next_to = [rounded, rounded.nextafter(torch.tensor(torch.inf)), rounded.nextafter(torch.tensor(-torch.inf))]
+    assert (near | torch.stack([codes.values == value for value in next_to]).any(dim=0)).all()
+
+
+def encode(arguments, k, **more):
+    return ops.topk_encode(**arguments, k=k, relu=False, backend="cpu_int8", **more)
+
+
+def whole_rows(call):
+    """The result of the call, and how many of its rows were scored whole."""
+    before = screening_counts()
+    result = call()
+    after = screening_counts()
+    return result, after.whole_rows - before.whole_rows, after.rows - before.rows
+
+
+SHAPES = [(1, 1, 1, 1), (1, 300, 1000, 1), (40, 64, 513, 513), (33, 385, 4099, 32), (1100, 63, 3001, 17)]
+
+
+@pytest.mark.parametrize("change", [lambda arguments: arguments, massive], ids=["plain", "massive"])
+@pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
+def test_the_set_is_that_of_float64(shape, change):
+    arguments = change(random_encoder(*shape[:3]))
+    assert_best(encode(arguments, shape[3]), scores(arguments), shape[3])
+
+
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_one_row_one_channel_one_latent(shape):
+    arguments = random_encoder(*shape[:3])
+    assert_best(encode(arguments, shape[3]), scores(arguments), shape[3])
+
+
+@pytest.mark.parametrize("change", [lambda arguments: arguments, massive], ids=["plain", "massive"])
+def test_activations_of_an_sae_are_screened_and_not_scored_whole(change):
+    arguments = change(zipf_encoder(300, 512, 8192))
+    before = screening_counts()
+    codes, whole, rows = whole_rows(lambda: encode(arguments, 32))
+    assert_best(codes, scores(arguments), 32)
+    assert (whole, rows) == (0, 300)
+    # the screening has to rule out nearly all: a tenth of the latents would already be a failure of it
+    assert screening_counts().scored - before.scored < 300 * 8192 // 10
+
+
+def bounds_and_scores(arguments):
+    """Every score in float64 with the middle and the half width of its bounds, computed from the same terms."""
+    x, w = arguments["x"], arguments["w_enc"]
+    shift = arguments["b_dec"].double()
+    prepared = int8_weights.prepare(w, x - arguments["b_dec"])
+    rows = int8_weights.quantise(x, shift, -prepared.exponents)
+    latents = topk_int8.latent_terms(prepared.rows, arguments["b_enc"], arguments.get("scale"))
+    row = topk_int8.row_terms(rows)
+    products = torch.empty(len(x), len(w), dtype=torch.int32)
+    int8_product.multiply(rows.q, prepared.rows.q, products)
+    middle = products.double() * row.step.double()[:, None] * latents.scale.double()
+    spread = row.spread.double()[:, None] * latents.reach.double() + row.size.double()[:, None] * latents.error.double()
+    low, high = latents.low.double(), latents.high.double()
+    half = spread + 0.5 * (high - low)
+    return scores(arguments), middle + 0.5 * (low + high), half
+
+
+@pytest.mark.parametrize("change", [lambda arguments: arguments, massive], ids=["plain", "massive"])
+def test_no_score_of_ten_million_lies_outside_of_its_bound(change):
+    # rows are made of the directions of the latents, so that large scores are among them
+    arguments = change(zipf_encoder(5000, 96, 2048))
+    h, middle, half = bounds_and_scores(arguments)
+    assert h.numel() > 10_000_000
+    assert ((h - middle).abs() <= half).all()
+    # and the bound is no looser than it has to be by orders of magnitude: a hundredth of it is broken by most pairs
+    assert ((h - middle).abs() > 0.01 * half).float().mean() > 0.5
+
+
+def test_bounds_as_the_kernels_compute_them_hold_for_every_pair():
+    # k = M keeps and scores every pair, and every scored pair is held against its float32 bounds
+    arguments = massive(zipf_encoder(2500, 40, 2048))
+    before = screening_counts()
+    codes = encode(arguments, 2048)
+    assert screening_counts().scored - before.scored == 2500 * 2048
+    assert screening_counts().worst <= 1
+    assert_best(codes._replace(values=codes.values[:, :5], indices=codes.indices[:, :5]), scores(arguments), 5)
+
+
+def test_bounds_that_are_too_tight_are_noticed(monkeypatch):
+    terms = topk_int8.row_terms
+    monkeypatch.setattr(
+        topk_int8,
+        "row_terms",
+        lambda x: terms(x)._replace(spread=0.01 * terms(x).spread, size=0.01 * terms(x).size),
+    )
+    with pytest.raises(BackendUnavailable, match="scores lie outside of their proved bounds"):
+        encode(zipf_encoder(50, 96, 2048), 32)
+
+
+def test_a_product_that_saturates_is_noticed(monkeypatch):
+    def saturating(x, w, out):
+        out.copy_((x.int() @ w.int().T).clamp(-(2**15), 2**15 - 1))
+
+    monkeypatch.setattr(int8_product, "multiply", saturating)
+    int8_product._saturation.cache_clear()
+    try:
+        assert "failed the saturation test" in int8_product.missing()
+        with pytest.raises(BackendUnavailable, match="cpu_int8: torch's int8 product is not exact here"):
+            encode(zipf_encoder(50, 96, 2048), 32)
+        # left to itself the library takes the next backend
+        assert ops.topk_encode(**zipf_encoder(5, 512, 8192), k=32).values.shape == (5, 32)
+    finally:
+        int8_product._saturation.cache_clear()
+
+
+def test_forced_on_a_processor_without_the_instructions(monkeypatch):
+    class Module:
+        def __getattr__(self, name):
+            return getattr(native_module, name)
+
+        def int8_product_refused(self):
+            return "the processor has no AVX-512 VNNI"
+
+    native_module = native.module()
+    monkeypatch.setattr(native, "module", Module)
+    with pytest.raises(BackendUnavailable, match="'cpu_int8' was asked for.*no AVX-512 VNNI"):
+        encode(random_encoder(3, 64, 100), 5)
+
+
+def test_forced_with_onednn_off():
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        pytest.raises(BackendUnavailable, match="oneDNN is absent or switched off"),
+    ):
+        encode(random_encoder(3, 64, 100), 5)
+
+
+def same(one, other):
+    return torch.equal(one.values, other.values) and torch.equal(one.indices, other.indices)
+
+
+def test_threads_change_no_bits(threads):
+    arguments = zipf_encoder(1300, 192, 3000)
+    arguments["x"][7] = 0
+    arguments["x"][8, 3] = torch.nan
+    arguments["x"][9] = 1e30
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        int8_weights_cache_is_cold()
+        results.append(encode(arguments, 24))
+    finite = results[0].values.isfinite().all(dim=1)
+    assert finite.sum() == 1299
+    for other in results[1:]:
+        assert torch.equal(other.indices, results[0].indices)
+        assert torch.equal(other.values[finite], results[0].values[finite])
+
+
+def int8_weights_cache_is_cold():
+    topk_int8.CACHE.clear()
+
+
+def test_a_row_alone_has_the_bits_it_has_in_a_batch():
+    arguments = massive(zipf_encoder(60, 192, 3000))
+    arguments["x"][3] = arguments["b_dec"]  # zero once centred
+    arguments["x"][4] *= 1e12  # out of range: scored whole
+    together = encode(arguments, 24)
+    for cold in (True, False):
+        for row in range(0, 60, 1 if not cold else 7):
+            if cold:
+                int8_weights_cache_is_cold()  # so that this row alone decides how channels are balanced
+            alone = encode(arguments | {"x": arguments["x"][row : row + 1]}, 24)
+            assert torch.equal(alone.values[0], together.values[row])
+            assert torch.equal(alone.indices[0], together.indices[row])
+
+
+def test_rows_scored_whole_have_the_bits_of_screened_rows(monkeypatch):
+    arguments = zipf_encoder(150, 192, 3000)
+    screened, whole, _ = whole_rows(lambda: encode(arguments, 24))
+    assert whole == 0
+    monkeypatch.setattr(topk_int8, "survivors_limit", lambda k, n_latents: k)
+    scored_whole, whole, rows = whole_rows(lambda: encode(arguments, 24))
+    assert whole > 0.9 * rows
+    assert same(screened, scored_whole)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.mul_(-1),
+        lambda w: w.data.mul_(-1),
+        lambda w: np.negative(w.numpy(), out=w.numpy()),
+        lambda w: w.data[:, 1::64].mul_(-1),
+        lambda w: w[1234].mul_(3),
+    ],
+    ids=["in_place", "data", "numpy", "every_64th_sign", "one_row"],
+)
+def test_weights_changed_in_place_are_seen(change):
+    arguments = zipf_encoder(40, 192, 3000)
+    arguments["w_enc"] = arguments["w_enc"].clone()
+    assert_best(encode(arguments, 24), scores(arguments), 24)
+    change(arguments["w_enc"])
+    assert_best(encode(arguments, 24), scores(arguments), 24)
+
+
+def test_the_smallest_change_of_any_one_weight_changes_the_fingerprint():
+    w = normal(37, 129)
+    seen = {int8_weights.fingerprint(w)}
+    for at in range(0, w.numel(), 53):
+        changed = w.clone()
+        changed.view(torch.int32).view(-1)[at] ^= 1 << (at % 32)
+        seen.add(int8_weights.fingerprint(changed))
+    assert len(seen) == 1 + len(range(0, w.numel(), 53))
+
+
+def test_weights_are_prepared_once(monkeypatch):
+    prepared = []
+    prepare = int8_weights.prepare
+    monkeypatch.setattr(int8_weights, "prepare", lambda *words: prepared.append(1) or prepare(*words))
+    int8_weights_cache_is_cold()
+    arguments = zipf_encoder(40, 192, 3000)
+    for _ in range(3):
+        encode(arguments, 24)
+    assert len(prepared) == 1
+    # a sample of 40 rows gives way to one of 400
+    encode(zipf_encoder(400, 192, 3000) | {"w_enc": arguments["w_enc"]}, 24)
+    encode(arguments, 24)
+    assert len(prepared) == 2
+
+
+def test_a_sample_unlike_what_follows_costs_no_exactness():
+    int8_weights_cache_is_cold()
+    arguments = zipf_encoder(200, 192, 3000)
+    encode(arguments | {"x": arguments["x"][:1] * 0}, 24)
+    assert_best(encode(arguments, 24), scores(arguments), 24)
+    assert_best(encode(massive(arguments), 24), scores(massive(arguments)), 24)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20, 1e-12, 1e12, 1e25, 3e38])
+def test_sizes_from_denormal_to_the_largest(size):
+    arguments = random_encoder(20, 65, 700, scale=None)
+    arguments["x"] = arguments["x"].clamp(-1, 1) * size
+    arguments["b_dec"], arguments["b_enc"] = None, arguments["b_enc"] * size
+    assert_best(encode(arguments, 16), scores(arguments), 16)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-12, 1e12, 1e25, 1e37])
+def test_sizes_of_weights_and_scales(size):
+    arguments = random_encoder(20, 65, 700, b_dec=None)
+    tiny = arguments | {"w_enc": arguments["w_enc"] * size, "b_enc": arguments["b_enc"] * size}
+    assert_best(encode(tiny, 16), scores(tiny), 16)
+    scaled = arguments | {"scale": arguments["scale"] * size}
+    h = scores(scaled)
+    codes = encode(scaled, 16)
+    assert torch.equal(codes.indices.long(), h.sort(dim=1, descending=True, stable=True).indices[:, :16])
+
+
+def test_one_latent_of_another_size_than_the_rest():
+    arguments = random_encoder(50, 65, 700)
+    arguments["w_enc"][13] *= 1e20
+    arguments["w_enc"][14] *= 1e-20
+    arguments["scale"][15], arguments["scale"][16], arguments["scale"][17] = 0.0, -2.0, 1e-15
+    for k in (1, 20, 700):
+        assert_best(encode(arguments, k), scores(arguments), k)
+
+
+def test_rows_of_zeros_and_of_equal_scores():
+    arguments = zipf_encoder(6, 192, 3000)
+    arguments["x"][:] = arguments["b_dec"]
+    assert_best(encode(arguments, 24), arguments["b_enc"].double().expand(6, -1), 24)
+    codes, whole, rows = whole_rows(lambda: encode(arguments | {"b_enc": torch.full((3000,), 0.3)}, 24))
+    assert codes.indices.tolist() == [list(range(24))] * 6
+    assert whole == rows == 6
+
+
+def test_dead_latents_masked_by_minus_infinity():
+    arguments = zipf_encoder(100, 192, 3000)
+    arguments["b_enc"][::3] = -torch.inf
+    codes, whole, _ = whole_rows(lambda: encode(arguments, 24))
+    assert whole == 0
+    assert (codes.indices % 3 != 0).all()
+    h = scores(arguments)
+    assert torch.equal(codes.indices.long(), h.sort(dim=1, descending=True, stable=True).indices[:, :24])
+
+
+@pytest.mark.parametrize("place", ["x", "w_enc", "b_enc", "b_dec", "scale"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_not_finite(place, value):
+    arguments = random_encoder(30, 65, 700)
+    arguments[place].view(-1)[5] = value
+    h = scores(arguments)
+    codes = encode(arguments, 16)
+    spoilt = h.isnan().any(dim=1)
+    assert codes.values[spoilt].isnan().all()
+    assert (codes.indices[spoilt] == torch.arange(16)).all()
+    wanted = h[~spoilt].sort(dim=1, descending=True, stable=True)
+    assert torch.equal(codes.indices[~spoilt].long(), wanted.indices[:, :16])
+    assert torch.allclose(codes.values[~spoilt].double(), wanted.values[:, :16], rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", native.module().instruction_sets() if not native.missing() else [])
+def test_instruction_sets_give_the_same_bits(isa, monkeypatch):
+    arguments = massive(zipf_encoder(70, 193, 3001, scale=normal(3001, seed=9).abs() + 0.5))
+    wanted = encode(arguments, 24)
+    screen, quantise = native.RunningScreen, topk_int8.quantise
+    monkeypatch.setattr(native, "RunningScreen", lambda *sizes: screen(*sizes, isa=isa))
+    monkeypatch.setattr(topk_int8, "quantise", lambda *rows: quantise(*rows, isa=isa))
+    assert same(encode(arguments, 24), wanted)
+    quantised = quantise(arguments["x"], torch.zeros(193).double(), torch.zeros(193).double(), isa=isa)
+    error = (arguments["x"].double() - quantised.steps.double()[:, None] * quantised.q[:, :193].double()).norm(dim=1)
+    torch.testing.assert_close(quantised.errors, error, rtol=1e-12, atol=0)
+    torch.testing.assert_close(quantised.norms, arguments["x"].double().norm(dim=1), rtol=1e-12, atol=0)
+    assert (quantised.q[:, 193:] == 0).all()
