@@ -13,7 +13,7 @@ from saerl_fast.report.read import Features, Plan, Run
 from saerl_fast.report.wording import shortened
 from saerl_fast.rl.label import difficulty_column
 
-MOST_CLUSTERS, FEATURES, EXAMPLES, MOST_TOPICS = 32, 5, 3, 12
+MOST_CLUSTERS, AT_ONCE, FEATURES, EXAMPLES, MOST_TOPICS = 64, 8, 5, 2, 12
 
 
 def clusters_view(run: Run) -> dict[str, Any] | None:
@@ -34,7 +34,8 @@ def clusters_view(run: Run) -> dict[str, Any] | None:
     entries.sort(key=lambda entry: -entry["rows"])
     return {
         "plan": plan.name,
-        "clusters": entries[:MOST_CLUSTERS],
+        "shown": entries[:AT_ONCE],
+        "folded": entries[AT_ONCE:MOST_CLUSTERS],
         "more": max(0, len(entries) - MOST_CLUSTERS),
         "count": len(entries),
         "largest": entries[0]["rows"],

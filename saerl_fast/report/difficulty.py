@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saerl_fast.report.drawing import INK, MUTED, SERIES, Picture, horizontal_grid, picture, small_picture
+from saerl_fast.report.drawing import INK, MUTED, SERIES, Picture, half_picture, horizontal_grid, picture
 from saerl_fast.report.read import Labels, Run
 from saerl_fast.report.wording import figure, whole
 from saerl_fast.signals.evaluate_table import KINDS
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEWEST_LEVEL_ROWS = 2
+SHORT = {
+    "sae_elasticnet": "SAE, elastic net",
+    "sae": "SAE, ridge",
+    "raw": "raw hidden states",
+    "tfidf": "TF-IDF",
+    "tfidf_latex": "TF-IDF, LaTeX",
+    "length": "length",
+}
+"""Titles of the panels, the model of the plan's proxy first."""
+FEWEST_LEVEL_ROWS, MOST_BARS = 2, 16
 
 
 def difficulty_view(run: Run) -> dict[str, Any] | None:
@@ -43,10 +52,9 @@ def difficulty_view(run: Run) -> dict[str, Any] | None:
 
 def calibration_picture(bins: Mapping[str, Any]) -> Picture:
     """One panel per kind of feature on the same axes: bins of predictions, the diagonal, two standard errors."""
-    kinds = [kind for kind in ("sae_elasticnet", "sae", "raw", "tfidf", "tfidf_latex", "length") if kind in bins]
-    values = np.concatenate([np.array([*bins[kind]["predicted"], *bins[kind]["observed"]], float) for kind in kinds])
-    margin = 0.06 * (np.ptp(values) or 1.0)
-    low, high = float(values.min() - margin), float(values.max() + margin)
+    kinds = [kind for kind in SHORT if kind in bins]
+    across = _limits([value for kind in kinds for value in bins[kind]["predicted"]])
+    up = _limits([mean + side * error for kind in kinds for mean, error in _observed(bins[kind]) for side in (-1, 1)])
 
     def draw(canvas: Figure, wide: bool) -> None:
         columns = min(len(kinds), 6 if wide else 2)
@@ -55,7 +63,7 @@ def calibration_picture(bins: Mapping[str, Any]) -> Picture:
             if number >= len(kinds):
                 axes.set_axis_off()
                 continue
-            _panel(axes, kinds[number], bins[kinds[number]], (low, high))
+            _panel(axes, kinds[number], bins[kinds[number]], across, up)
         canvas.supxlabel("mean predicted", fontsize=11, color=MUTED)
         canvas.supylabel("mean observed", fontsize=11, color=MUTED)
 
@@ -65,18 +73,32 @@ def calibration_picture(bins: Mapping[str, Any]) -> Picture:
     return picture(draw, label, 250, 90 + 150 * rows)
 
 
-def _panel(axes: Axes, kind: str, found: Mapping[str, Any], limits: tuple[float, float]) -> None:
+def _panel(
+    axes: Axes, kind: str, found: Mapping[str, Any], across: tuple[float, float], up: tuple[float, float]
+) -> None:
     ours = kind.startswith("sae")
     colour = SERIES[0] if ours else SERIES[5]
-    errors = [2 * (error or 0.0) for error in found.get("standard_error") or [0.0] * len(found["n"])]
-    axes.plot(limits, limits, color=MUTED, lw=0.8, ls=(0, (3, 3)))
-    axes.errorbar(
-        found["predicted"], found["observed"], yerr=errors, fmt="none", ecolor=colour, elinewidth=1, alpha=0.55
-    )
-    axes.plot(found["predicted"], found["observed"], color=colour, marker="o", ms=3.5, lw=1.2)
-    axes.set(xlim=limits, ylim=limits)
-    axes.set_title(KINDS[kind].replace("features, ", ""), fontsize=10.5, color=INK if ours else MUTED)
+    means, errors = zip(*_observed(found), strict=True)
+    axes.plot(across, across, color=MUTED, lw=0.8, ls=(0, (3, 3)))
+    axes.errorbar(found["predicted"], means, yerr=errors, fmt="none", ecolor=colour, elinewidth=1, alpha=0.55)
+    axes.plot(found["predicted"], means, color=colour, marker="o", ms=3.5, lw=1.2)
+    axes.set(xlim=across, ylim=up)
+    axes.set_title(SHORT[kind], fontsize=10.5, color=INK if ours else MUTED)
     axes.tick_params(length=0)
+    axes.locator_params(nbins=4)
+
+
+def _observed(found: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Mean observed and two standard errors, bin by bin."""
+    errors = found.get("standard_error") or [None] * len(found["n"])
+    return [(mean, 2 * (error or 0.0)) for mean, error in zip(found["observed"], errors, strict=True)]
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis, with a little room."""
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _span(found: Mapping[str, Any]) -> str:
@@ -89,12 +111,15 @@ def labels_view(labels: Labels) -> dict[str, Any] | None:
         return None
     rates = np.array([found.pass_rate for found in labels.labels])
     job = labels.manifest["fingerprint"]
-    counts, edges = np.histogram(rates, bins=10, range=(0, 1))
+    # as many bars as there are rates to have, where they are few: ten would leave holes
+    rollouts = {found.rollouts for found in labels.labels}
+    parts = max(rollouts) if len(rollouts) == 1 and max(rollouts) <= MOST_BARS else 10
+    counts = np.bincount(np.rint(rates * parts).astype(int), minlength=parts + 1)
 
     def draw(canvas: Figure, wide: bool) -> None:
         axes = canvas.subplots()
-        axes.bar(edges[:-1] + 0.05, counts, width=0.086, color=SERIES[0])
-        axes.set(xlim=(-0.01, 1.01), xlabel="pass rate", ylabel="problems")
+        axes.bar(np.arange(parts + 1) / parts, counts, width=0.86 / parts, color=SERIES[0])
+        axes.set(xlabel="pass rate", ylabel="problems")
         horizontal_grid(axes)
 
     return {
@@ -105,8 +130,8 @@ def labels_view(labels: Labels) -> dict[str, Any] | None:
         "none": float((rates == 0).mean()),
         "all": float((rates == 1).mean()),
         "left_out": labels.manifest.get("left_out") or {},
-        "picture": small_picture(
-            draw, "Pass rates of the labelled problems in ten bins: " + ", ".join(map(whole, counts))
+        "picture": half_picture(
+            draw, f"Problems by pass rate, from 0 to 1 in {parts} parts: " + ", ".join(map(whole, counts))
         ),
     }
 
@@ -144,7 +169,7 @@ def levels_view(run: Run) -> dict[str, Any] | None:
         "spearman": found,
         "error": float((1 - found**2) / np.sqrt(max(int(used.sum()) - 1, 1))),
         "lengths": spearman(features.rows.n_tokens[used].astype(float), level[used]),
-        "picture": small_picture(draw, f"Median predicted difficulty by true level. {medians}."),
+        "picture": half_picture(draw, f"Median predicted difficulty by true level. {medians}."),
     }
 
 

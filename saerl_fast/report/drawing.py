@@ -21,8 +21,8 @@ SERIES = tuple(f"#0102{code:02x}" for code in range(0x10, 0x16))
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "card"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, 1)
 }
-WIDE, NARROW = 1000, 340
-"""Widths of a drawing in CSS pixels at which its letters have their own size."""
+WIDE, HALF, NARROW = 1040, 500, 340
+"""Widths of drawings in CSS pixels, at which letters have their own size: a wide page, half of it, a phone."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -58,11 +58,11 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawing as SVG, or two of the same content for wide and narrow pages; label is its text alternative."""
+    """Two drawings of the same content as SVG, for wide pages and for narrow ones; label is their text alternative."""
 
     label: str
     wide: str
-    narrow: str | None = None
+    narrow: str
 
 
 def require_drawing() -> None:
@@ -81,9 +81,9 @@ def picture(draw: Callable[[Figure, bool], None], label: str, height: int, narro
     return Picture(label, _svg(draw, True, WIDE, height), _svg(draw, False, NARROW, narrow_height or height))
 
 
-def small_picture(draw: Callable[[Figure, bool], None], label: str, height: int = 210, width: int = NARROW) -> Picture:
-    """One drawing that stands beside another on a wide page."""
-    return Picture(label, _svg(draw, False, width, height))
+def half_picture(draw: Callable[[Figure, bool], None], label: str, height: int = 240) -> Picture:
+    """The same for a picture that stands beside another on wide pages."""
+    return Picture(label, _svg(draw, True, HALF, height), _svg(draw, False, NARROW, height - 20))
 
 
 def horizontal_grid(axes: Axes) -> None:

@@ -107,9 +107,9 @@ def environment() -> Environment:
 
 
 def svg(picture: Picture) -> Markup:
-    """A picture with its text alternative; of two widths the page's style shows one."""
+    """A picture with its text alternative; of its two widths the page's style shows one."""
     from markupsafe import Markup
 
-    parts = [("only-wide", picture.wide), ("only-narrow", picture.narrow)] if picture.narrow else [("", picture.wide)]
+    parts = (("only-wide", picture.wide), ("only-narrow", picture.narrow))
     head = Markup('<svg class="picture {}" role="img" aria-label="{}" ')
     return Markup("").join(head.format(name, picture.label) + Markup(drawn) for name, drawn in parts)  # noqa: S704

@@ -195,18 +195,24 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         require(found["details"], f"{path}, details", {name: OBJECT})
         wanted = {"metric": TEXT, "standard_error": NUMBER, "labelled": WHOLE, "tested": WHOLE}
         require(found["details"][name], f"{path}, details of {name}", wanted)
-    bins = found["details"].get("difficulty", {}).get("calibration", {})
-    for kind, lists in bins.items() if isinstance(bins, dict) else ():
-        _require_bins(lists, f"{path}, calibration of {kind}")
+    if "difficulty" in found:
+        details = found["details"]["difficulty"]
+        require(details, f"{path}, details of difficulty", {"calibration": OBJECT}, optional=True)
+        for kind, lists in (details.get("calibration") or {}).items():
+            _require_bins(lists, f"{path}, calibration of {kind}")
     return found
 
 
 def _require_bins(lists: Any, where: str) -> None:
     names = ("predicted", "observed", "n")
     columns = [lists.get(name) if isinstance(lists, dict) else None for name in names]
-    equal = all(isinstance(values, list) and len(values) == len(columns[0] or ()) for values in columns)
+    equal = all(isinstance(values, list) and 0 < len(values) == len(columns[0] or ()) for values in columns)
     if not equal or not all(fits(value, NUMBER) for values in columns for value in values or ()):
         raise FormatError(f"{where}: wanted {', '.join(names)} as equally long lists of numbers; make the file again")
+    errors = lists.get("standard_error")
+    known = isinstance(errors, list) and len(errors) == len(lists["n"])
+    if errors is not None and not (known and all(error is None or fits(error, NUMBER) for error in errors)):
+        raise FormatError(f"{where}: wanted standard_error as a list as long as n; make the file again")
 
 
 def read_sanity(path: Path) -> dict[str, Any]:
@@ -250,8 +256,8 @@ def _read_eval(path: Path) -> dict[str, Any]:
         require(found[when], f"{path}, {when}", {"by": OBJECT}, optional=True)
         groups = found[when].get("by") or {}
         require(groups, f"{path}, {when}, by", dict.fromkeys(groups, OBJECT))
-        for column, by in groups.items():
-            require(by, f"{path}, {when}, {column}", dict.fromkeys(by, OBJECT))
+        for name, by in groups.items():
+            require(by, f"{path}, {when}, {name}", dict.fromkeys(by, OBJECT))
         for part in [found[when], *(part for by in groups.values() for part in by.values())]:
             require(part, f"{path}, {when}", {"accuracy": NUMBER, "n": WHOLE})
             require(part, f"{path}, {when}", {"standard_error": NUMBER}, optional=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saerl_fast.report.drawing import MUTED, SERIES, Picture, horizontal_grid, picture, small_picture
+from saerl_fast.report.drawing import MUTED, SERIES, Picture, half_picture, horizontal_grid, picture
 from saerl_fast.report.read import Run, Training
-from saerl_fast.report.wording import MISSING, figure, gap_in_words, percent, plural, points
+from saerl_fast.report.wording import MISSING, figure, gap_in_words, percent, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +143,7 @@ def accuracy_picture(runs: Sequence[Training]) -> Picture | None:
     for number, found in known:
         after = f", {percent(found['after']['accuracy'], 1)} after" if found.get("after") else ""
         said.append(f"{runs[number].name} {percent(found['before']['accuracy'], 1)} before{after}")
-    return small_picture(draw, f"Held-out accuracy with one standard error: {'; '.join(said)}.", 230)
+    return half_picture(draw, f"Held-out accuracy with one standard error: {'; '.join(said)}.", 230)
 
 
 def by_column(runs: Sequence[Training], level: str | None) -> dict[str, Any] | None:
@@ -212,7 +212,7 @@ def _by_picture(known: Sequence[tuple[int, Training]], column: str, values: Sequ
         axes.set(xlabel=f"{column:.20}", ylabel="held-out accuracy")
         horizontal_grid(axes)
 
-    return small_picture(draw, f"Held-out accuracy after training by {column}; the figures stand in the table.", 230)
+    return half_picture(draw, f"Held-out accuracy after training by {column}; the figures stand in the table.", 230)
 
 
 def comparisons(runs: Sequence[Training]) -> list[dict[str, Any]]:
@@ -242,9 +242,10 @@ def compare(one: Training, other: Training) -> dict[str, Any]:
     differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     same = gap == 0 and not error
     verdict = "the answers are the same" if same else gap_in_words(gap, error or 0.0)
+    side = "above" if gap > 0 else "below" if gap < 0 else "from"
     sentence = (
-        f"After training, {one.name} is {points(gap)} percentage points from {other.name} "
-        f"(standard error {figure(error * 100, 1) if error is not None else MISSING}): {verdict}."
+        f"After training, {one.name} is {figure(abs(gap) * 100, 1)} percentage points {side} {other.name} on held-out "
+        f"problems (standard error {figure(error * 100, 1) if error is not None else MISSING}): {verdict}."
     )
     return {
         "one": one.name,

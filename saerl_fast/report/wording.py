@@ -31,7 +31,7 @@ def signed(value: Any, digits: int = 2) -> str:
 
 def percent(value: Any, digits: int = 0) -> str:
     """A share: 0.123 is 12 %."""
-    return figure(value * 100, digits) + " %" if _known(value) else MISSING
+    return figure(value * 100, digits) + "\u00a0%" if _known(value) else MISSING
 
 
 def points(value: Any, digits: int = 1) -> str:
