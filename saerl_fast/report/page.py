@@ -57,10 +57,11 @@ def write_report(
     """
     require_drawing()
     root = Path(folder)
+    pieces = find_pieces(root)
     target = root / NAME if out is None else Path(out)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise InputError(f"out: wanted a file in a folder that exists; got {target}")
-    run = read_run(root, find_pieces(root), data=data, topic=topic, level=level, defect=defect)
+    run = read_run(root, pieces, data=data, topic=topic, level=level, defect=defect)
     replace(target, render(run, level=level).encode())
     return target
 
