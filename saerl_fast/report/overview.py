@@ -52,11 +52,12 @@ def overview_view(run: Run, sections: dict[str, Any]) -> dict[str, Any]:
 def reader(features: Features) -> dict[str, Any]:
     """The model and the SAE that read the rows, in words."""
     job = features.job.fingerprint
-    model = str(job.get("sae_model") or job.get("model") or MISSING)
+    source = features.job.source.get("data")
     kind = {"topk": "TopK"}.get(str(job.get("sae_kind")), str(job.get("sae_kind") or ""))
     return {
-        "model": str(job.get("model", MISSING)),
-        "trained_on": model,
+        # a path says little; the SAE knows the name of the model it was made for
+        "name": str(job.get("sae_model") or job.get("model") or MISSING),
+        "source": None if source is None else str(source).rstrip("/").rsplit("/", 1)[-1],
         "layer": job.get("layer"),
         "pool": job.get("pool"),
         "kind": kind,

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from saerl_fast.cli import main
 from saerl_fast.errors import (
     CorruptStoreError,
     DiskFullError,
@@ -44,6 +45,15 @@ def test_the_page_holds_every_section_and_no_script_of_the_data(page):
     assert "proves nothing about SAERL" in text
     assert "<script" not in text.lower()
     assert "&lt;script&gt;document.title=&#39;hacked&#39;" in text  # in the problem, and in its id
+
+
+def test_the_command_writes_the_same_page_as_the_function(whole_run, page, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    words = ["report", str(whole_run), "--topic", "topic", "--level", "level", "--defect", "defect", "--out", str(out)]
+    assert main(words) == 0
+    assert str(out) in capsys.readouterr().out
+    date = r"Made \S+ \S+ UTC"
+    assert re.sub(date, "", out.read_text()) == re.sub(date, "", page.read_text())
 
 
 def test_the_page_needs_nothing_else(page):

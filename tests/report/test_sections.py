@@ -1,6 +1,9 @@
 """What the sections compute, by hand: clusters, calibration's words, quality against the truth, runs compared."""
 
+import tomllib
 import types
+from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,3 +193,13 @@ def test_figures_as_people_read_them():
     assert shortened("word " * 100, 20) == "word word word …"
     assert shortened("x" * 100, 20) == "x" * 19 + " …"
     assert gap_in_words(0.1, 0.0) == "no standard error is known"
+
+
+def test_the_templates_are_package_data():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = [path for path in (root / "saerl_fast" / "report").rglob("*") if path.suffix in (".html", ".css")]
+    assert len(files) > 5
+    for path in files:
+        name = path.relative_to(root / "saerl_fast" / "report").as_posix()
+        assert any(fnmatch(name, pattern) for pattern in patterns["saerl_fast.report"]), name
