@@ -124,17 +124,20 @@ void absorb_products(RunningScreen& running, Address products, int64_t width, Ad
                    {at<const float>(step), at<const float>(spread), at<const float>(size)}, threads);
 }
 
-py::tuple finish_screen(RunningScreen& running, Address x, int64_t width, Address shift, Address w,
-                        Address bias, Address scale, Address values, Address columns, bool relu,
-                        int64_t threads) {
+py::tuple finish_screen(RunningScreen& running, Address x, int64_t width, Address shift, Address float_shift,
+                        Address w, Address bias, Address scale, Address size, Address reach, Address values,
+                        Address columns, bool relu, int64_t threads) {
     const int64_t latents = running.columns_seen();
     require(latents >= running.k(), "k must not be above the number of columns");
     require(width >= 0 && threads >= 1, "width must not be negative, threads at least 1");
     const Encoder encoder = {at<const float>(x),
                              at<const double>(shift),
+                             at<const float>(float_shift),
                              at<const float>(w),
                              at<const float>(bias),
                              at<const float>(scale),
+                             at<const float>(size),
+                             at<const float>(reach),
                              width,
                              latents};
     ScreenCounts counts;
@@ -142,7 +145,7 @@ py::tuple finish_screen(RunningScreen& running, Address x, int64_t width, Addres
         const py::gil_scoped_release released;
         counts = running.finish(encoder, at<float>(values), at<int32_t>(columns), relu, threads);
     }
-    return py::make_tuple(counts.whole, counts.scored, counts.outside, counts.worst);
+    return py::make_tuple(counts.whole, counts.sieved, counts.scored, counts.outside, counts.worst);
 }
 
 uint64_t fingerprint_of(Address bytes, int64_t count, int64_t threads) {
@@ -298,9 +301,9 @@ PYBIND11_MODULE(_native, module) {
         .def("absorb", &saerl::absorb_products, release(), py::arg("products"), py::arg("width"),
              py::arg("scale"), py::arg("reach"), py::arg("error"), py::arg("low"), py::arg("high"),
              py::arg("step"), py::arg("spread"), py::arg("size"), py::arg("threads"))
-        .def("finish", &saerl::finish_screen, py::arg("x"), py::arg("width"), py::arg("shift"), py::arg("w"),
-             py::arg("bias"), py::arg("scale"), py::arg("values"), py::arg("columns"), py::arg("relu"),
-             py::arg("threads"));
+        .def("finish", &saerl::finish_screen, py::arg("x"), py::arg("width"), py::arg("shift"),
+             py::arg("float_shift"), py::arg("w"), py::arg("bias"), py::arg("scale"), py::arg("size"),
+             py::arg("reach"), py::arg("values"), py::arg("columns"), py::arg("relu"), py::arg("threads"));
 
     py::class_<saerl::SegmentPool>(module, "SegmentPool")
         .def(py::init(&saerl::make_pool), release(), py::arg("starts"), py::arg("stops"), py::arg("tokens"),

@@ -13,7 +13,22 @@ constexpr int64_t kWholeRows = 64;  // rows whose scores [rows, latents] are hel
 
 struct Pair {
     Candidate* candidate;
-    int64_t row;
+    int32_t row;
+    int32_t latent;
+};
+
+// Memory for one row of w in float64, at the start of a cache line.
+class WideRow {
+  public:
+    explicit WideRow(int64_t width) : room_(static_cast<size_t>(width) + kLine) {}
+    double* data() {
+        const auto address = reinterpret_cast<std::uintptr_t>(room_.data());
+        return room_.data() + (kLine - address / sizeof(double) % kLine) % kLine;
+    }
+
+  private:
+    static constexpr size_t kLine = 64 / sizeof(double);
+    std::vector<double> room_;
 };
 
 // The pairs in the order of their latents, and in each latent of their rows.
@@ -25,7 +40,8 @@ std::vector<Pair> by_latent(const std::vector<RowCandidates>& rows, int64_t late
     for (int64_t j = 0; j < latents; ++j) places[j + 1] += places[j];
     std::vector<Pair> pairs(static_cast<size_t>(places[latents]));
     for (const RowCandidates& row : rows) {
-        for (Candidate* c = row.begin; c < row.end; ++c) pairs[places[c->column]++] = {c, row.row};
+        for (Candidate* c = row.begin; c < row.end; ++c)
+            pairs[places[c->column]++] = {c, static_cast<int32_t>(row.row), c->column};
     }
     return pairs;
 }
@@ -36,8 +52,12 @@ bool better(const Candidate& one, const Candidate& other) {
 
 }  // namespace
 
-double Rescoring::score_of(int64_t row, int64_t latent, const double* w) const {
-    const double dot = kernels_.dot(encoder_.x + row * encoder_.width, encoder_.shift, w, encoder_.width);
+double Rescoring::score_of(int64_t row, int64_t latent, const double* w, int64_t next_row) const {
+    return score_of_dot(kernels_.dot(row_of(row), encoder_.shift, w, encoder_.width, row_of(next_row)),
+                        latent);
+}
+
+double Rescoring::score_of_dot(double dot, int64_t latent) const {
     const double score = dot + static_cast<double>(encoder_.bias[latent]);
     return encoder_.scale ? score * static_cast<double>(encoder_.scale[latent]) : score;
 }
@@ -45,14 +65,29 @@ double Rescoring::score_of(int64_t row, int64_t latent, const double* w) const {
 void Rescoring::score(const std::vector<RowCandidates>& rows) const {
     const std::vector<Pair> pairs = by_latent(rows, encoder_.latents);
     for_row_ranges(static_cast<int64_t>(pairs.size()), threads_, [&](int64_t begin, int64_t end) {
-        std::vector<double> w(static_cast<size_t>(encoder_.width));
+        WideRow wide(encoder_.width);
+        double* w = wide.data();
         int64_t widened = -1;
         for (int64_t n = begin; n < end; ++n) {
-            const int64_t latent = pairs[n].candidate->column;
-            if (latent != widened)
-                kernels_.widen(encoder_.w + latent * encoder_.width, encoder_.width, w.data());
+            const int64_t latent = pairs[n].latent;
+            if (latent != widened) kernels_.widen(encoder_.w + latent * encoder_.width, encoder_.width, w);
             widened = latent;
-            pairs[n].candidate->score = score_of(pairs[n].row, latent, w.data());
+            const int64_t next_row = pairs[n + 1 < end ? n + 1 : n].row;
+            pairs[n].candidate->score = score_of(pairs[n].row, latent, w, next_row);
+        }
+    });
+}
+
+void Rescoring::score_in_float32(const std::vector<RowCandidates>& rows) const {
+    const std::vector<Pair> pairs = by_latent(rows, encoder_.latents);
+    for_row_ranges(static_cast<int64_t>(pairs.size()), threads_, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+            const Pair& pair = pairs[n];
+            const float* next = row_of(pairs[n + 1 < end ? n + 1 : n].row);
+            const float* w = encoder_.w + pair.latent * encoder_.width;
+            const float dot =
+                kernels_.float_dot(row_of(pair.row), encoder_.float_shift, w, encoder_.width, next);
+            pair.candidate->score = score_of_dot(dot, pair.latent);
         }
     });
 }
@@ -64,11 +99,13 @@ void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool re
         const int64_t count = std::min(kWholeRows, total - first);
         std::vector<double> scores(static_cast<size_t>(count * latents));
         for_row_ranges(latents, threads_, [&](int64_t begin, int64_t end) {
-            std::vector<double> w(static_cast<size_t>(encoder_.width));
+            WideRow wide(encoder_.width);
+            double* w = wide.data();
             for (int64_t j = begin; j < end; ++j) {
-                kernels_.widen(encoder_.w + j * encoder_.width, encoder_.width, w.data());
+                kernels_.widen(encoder_.w + j * encoder_.width, encoder_.width, w);
                 for (int64_t n = 0; n < count; ++n) {
-                    scores[n * latents + j] = score_of(rows[first + n], j, w.data());
+                    const int64_t next_row = rows[first + (n + 1 < count ? n + 1 : 0)];
+                    scores[n * latents + j] = score_of(rows[first + n], j, w, next_row);
                 }
             }
         });
@@ -103,13 +140,13 @@ void write_best(std::vector<Candidate>& candidates, int64_t k, bool relu, float*
 }
 
 void tally(const std::vector<Candidate>& candidates, ScreenCounts& counts) {
-    counts.scored += static_cast<int64_t>(candidates.size());
+    counts.scored = static_cast<int64_t>(candidates.size());
     for (const Candidate& c : candidates) {
-        const double lower = c.lower, upper = c.upper;
-        counts.outside += c.score < lower || c.score > upper;
-        // no use of bounds that are infinite
-        const double distance = std::fabs(c.score - 0.5 * (upper + lower)) / (0.5 * (upper - lower));
-        if (distance > counts.worst && std::isfinite(distance)) counts.worst = distance;
+        const double spread = (static_cast<double>(c.upper) - c.likely) / (1.0 + kTrust);
+        const double error = std::fabs(c.score - (c.upper - spread));
+        if (!std::isfinite(error)) continue;  // a latent without bounds
+        counts.outside += error > spread;
+        if (error > 0) counts.worst = std::max(counts.worst, error / spread);
     }
 }
 

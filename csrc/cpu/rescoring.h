@@ -8,13 +8,6 @@
 
 namespace saerl {
 
-// Some candidates of one row.
-struct RowCandidates {
-    int64_t row;
-    Candidate* begin;  // INOUT
-    Candidate* end;
-};
-
 class Rescoring {
   public:
     Rescoring(const Encoder& encoder, const ScreenKernels& kernels, int64_t threads)
@@ -22,6 +15,7 @@ class Rescoring {
 
     // Fill in the scores, latent by latent.
     void score(const std::vector<RowCandidates>& rows) const;
+    void score_in_float32(const std::vector<RowCandidates>& rows) const;
 
     // Score all latents of these rows, a few rows at a time, and write their k largest.
     void score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu,
@@ -29,7 +23,10 @@ class Rescoring {
                      int32_t* columns) const;  // OUT [all rows, k]
 
   private:
-    double score_of(int64_t row, int64_t latent, const double* w) const;
+    // w: the row of the latent in float64; next_row: the row to be scored next
+    double score_of_dot(double dot, int64_t latent) const;
+    double score_of(int64_t row, int64_t latent, const double* w, int64_t next_row) const;
+    const float* row_of(int64_t row) const { return encoder_.x + row * encoder_.width; }
 
     Encoder encoder_;
     const ScreenKernels& kernels_;

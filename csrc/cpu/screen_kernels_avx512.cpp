@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "row_loops.h"
 #include "screen_kernels.h"
 
 namespace saerl {
@@ -75,7 +76,7 @@ Quantised quantise(const float* x, const Channels& channels, int8_t* q) {
 }
 
 struct Bounds {
-    __m512 lower;
+    __m512 likely;
     __m512 upper;
 };
 
@@ -108,7 +109,7 @@ class RowBounds {
         const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(products), step_);
         const __m512 spread = _mm512_fmadd_ps(spread_, reach, _mm512_mul_ps(size_, error));
         const __m512 middle = _mm512_mul_ps(product, scale);
-        return {_mm512_add_ps(_mm512_sub_ps(middle, spread), low),
+        return {_mm512_add_ps(_mm512_fnmadd_ps(_mm512_set1_ps(kTrust), spread, middle), low),
                 _mm512_add_ps(_mm512_add_ps(middle, spread), high)};
     }
 
@@ -116,32 +117,18 @@ class RowBounds {
     __m512 step_, spread_, size_;
 };
 
-void lower_maxima(const ProductRow& row, int64_t width, int64_t group, float* maxima) {
-    const RowBounds bounds(row);
-    const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-    for (int64_t begin = 0; begin < width; begin += group) {
-        const int64_t end = begin + group < width ? begin + group : width;
-        __m512 largest = lowest;
-        for (int64_t j = begin; j < end; j += kLanes) {
-            const __mmask16 inside = first_lanes(end - j);
-            // in this order a NaN leaves `largest`
-            largest = _mm512_mask_max_ps(largest, inside, bounds.at(j, inside).lower, largest);
-        }
-        *maxima++ = _mm512_reduce_max_ps(largest);
-    }
-}
-
-inline void append(const Bounds& both, __mmask16 reached, int64_t j, Found& found) {
+inline void append(const Bounds& both, __mmask16 reached, int64_t column_of_first, Found& found) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i column = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(j)), lane);
+    const __m512i column = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(column_of_first)), lane);
     // whole vectors are stored and only the first lanes counted: compressing stores are slow on some machines
-    _mm512_storeu_ps(found.lower + found.count, _mm512_maskz_compress_ps(reached, both.lower));
+    _mm512_storeu_ps(found.likely + found.count, _mm512_maskz_compress_ps(reached, both.likely));
     _mm512_storeu_ps(found.upper + found.count, _mm512_maskz_compress_ps(reached, both.upper));
     _mm512_storeu_si512(found.columns + found.count, _mm512_maskz_compress_epi32(reached, column));
     found.count += __builtin_popcount(reached);
 }
 
-int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, Found& found) {
+int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, int64_t first_column,
+                Found& found) {
     const RowBounds bounds(row);
     const __m512 floors = _mm512_set1_ps(floor);
     int64_t j = begin;
@@ -155,16 +142,43 @@ int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, 
         }
         if (!(reached[0] | reached[1] | reached[2] | reached[3])) continue;
         for (int i = 0; i < 4; ++i) {
-            if (reached[i]) append(both[i], reached[i], j + i * kLanes, found);
+            if (reached[i]) append(both[i], reached[i], first_column + j + i * kLanes, found);
         }
     }
     for (; j < end; j += kLanes) {
         if (full(found)) return j;
         const __mmask16 inside = first_lanes(end - j);
         const Bounds both = bounds.at(j, inside);
-        append(both, _mm512_mask_cmp_ps_mask(inside, both.upper, floors, _CMP_NLT_UQ), j, found);
+        append(both, _mm512_mask_cmp_ps_mask(inside, both.upper, floors, _CMP_NLT_UQ), first_column + j,
+               found);
     }
     return end;
+}
+
+float float_dot(const float* x, const float* shift, const float* w, int64_t width, const float* next) {
+    __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    int64_t c = 0;
+    for (; c + kFloatDotLanes <= width; c += kFloatDotLanes) {
+        for (int i = 0; i < 4; ++i) {
+            const int64_t at = c + i * kLanes;
+            _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T0);
+            const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(x + at), _mm512_loadu_ps(shift + at));
+            sums[i] = _mm512_fmadd_ps(centred, _mm512_loadu_ps(w + at), sums[i]);
+        }
+    }
+    for (int i = 0; i < 4 && c < width; ++i, c += kLanes) {
+        const __mmask16 inside = first_lanes(width - c);
+        const __m512 centred =
+            _mm512_sub_ps(_mm512_maskz_loadu_ps(inside, x + c), _mm512_maskz_loadu_ps(inside, shift + c));
+        sums[i] = _mm512_fmadd_ps(centred, _mm512_maskz_loadu_ps(inside, w + c), sums[i]);
+    }
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(sums[0], sums[2]), _mm512_add_ps(sums[1], sums[3]));
+    float lanes[kLanes];
+    _mm512_storeu_ps(lanes, sum);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+        for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    }
+    return lanes[0];
 }
 
 void widen(const float* x, int64_t width, double* wide) {
@@ -180,10 +194,12 @@ inline __m512d add_term(__m512d sum, __m256 x, __m512d shift, __m512d w) {
     return _mm512_add_pd(sum, _mm512_mul_pd(_mm512_sub_pd(_mm512_cvtps_pd(x), shift), w));
 }
 
-double dot(const float* x, const double* shift, const double* w, int64_t width) {
+double dot(const float* x, const double* shift, const double* w, int64_t width, const float* next) {
     __m512d sums[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()};
     int64_t c = 0;
     for (; c + kDotLanes <= width; c += kDotLanes) {
+        _mm_prefetch(reinterpret_cast<const char*>(next + c), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(next + c + kDotLanes / 2), _MM_HINT_T0);
         for (int i = 0; i < 4; ++i) {
             const int64_t at = c + i * kWide;
             sums[i] = add_term(sums[i], _mm256_loadu_ps(x + at), _mm512_loadu_pd(shift + at),
@@ -202,7 +218,7 @@ double dot(const float* x, const double* shift, const double* w, int64_t width) 
 
 }  // namespace
 
-const ScreenKernels kAvx512Screen = {"avx512", quantise, lower_maxima, collect, widen, dot};
+const ScreenKernels kAvx512Screen = {"avx512", quantise, collect, kth_largest, float_dot, widen, dot};
 
 }  // namespace saerl
 

@@ -4,20 +4,22 @@
 #include <cmath>
 #include <limits>
 
+#include "row_loops.h"
+
 namespace saerl {
 namespace {
 
 constexpr int64_t kStep = 16;
 
 struct Bounds {
-    float lower;
+    float likely;
     float upper;
 };
 
 inline Bounds bounds(const ProductRow& row, int64_t j) {
     const float middle = static_cast<float>(row.products[j]) * row.step * row.scale[j];
     const float spread = row.spread * row.reach[j] + row.size * row.error[j];
-    return {middle - spread + row.low[j], middle + spread + row.high[j]};
+    return {middle - kTrust * spread + row.low[j], middle + spread + row.high[j]};
 }
 
 Quantised quantise(const float* x, const Channels& channels, int8_t* q) {
@@ -46,38 +48,43 @@ Quantised quantise(const float* x, const Channels& channels, int8_t* q) {
     return {step, norm, std::sqrt(errors)};
 }
 
-void lower_maxima(const ProductRow& row, int64_t width, int64_t group, float* maxima) {
-    for (int64_t begin = 0; begin < width; begin += group) {
-        const int64_t end = begin + group < width ? begin + group : width;
-        float largest = -std::numeric_limits<float>::infinity();
-        for (int64_t j = begin; j < end; ++j) {
-            const float lower = bounds(row, j).lower;
-            largest = lower > largest ? lower : largest;
-        }
-        *maxima++ = largest;
-    }
-}
-
-int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, Found& found) {
+int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, int64_t first_column,
+                Found& found) {
     for (int64_t j = begin; j < end; j += kStep) {
         if (full(found)) return j;
         const int64_t stop = j + kStep < end ? j + kStep : end;
         for (int64_t i = j; i < stop; ++i) {
             const Bounds both = bounds(row, i);
-            found.lower[found.count] = both.lower;
+            found.likely[found.count] = both.likely;
             found.upper[found.count] = both.upper;
-            found.columns[found.count] = static_cast<int32_t>(i);
+            found.columns[found.count] = static_cast<int32_t>(first_column + i);
             found.count += !(both.upper < floor);
         }
     }
     return end;
 }
 
+float float_dot(const float* x, const float* shift, const float* w, int64_t width, const float*) {
+    float sums[kFloatDotLanes] = {};
+    int64_t c = 0;
+    for (; c + kFloatDotLanes <= width; c += kFloatDotLanes) {
+        for (int64_t lane = 0; lane < kFloatDotLanes; ++lane) {
+            sums[lane] += (x[c + lane] - shift[c + lane]) * w[c + lane];
+        }
+    }
+    for (int64_t lane = 0; c + lane < width; ++lane)
+        sums[lane] += (x[c + lane] - shift[c + lane]) * w[c + lane];
+    for (int64_t half = kFloatDotLanes / 2; half > 0; half /= 2) {
+        for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    }
+    return sums[0];
+}
+
 void widen(const float* x, int64_t width, double* wide) {
     for (int64_t c = 0; c < width; ++c) wide[c] = x[c];
 }
 
-double dot(const float* x, const double* shift, const double* w, int64_t width) {
+double dot(const float* x, const double* shift, const double* w, int64_t width, const float*) {
     double sums[kDotLanes] = {};
     int64_t c = 0;
     for (; c + kDotLanes <= width; c += kDotLanes) {
@@ -95,6 +102,6 @@ double dot(const float* x, const double* shift, const double* w, int64_t width) 
 
 }  // namespace
 
-const ScreenKernels kPlainScreen = {"plain", quantise, lower_maxima, collect, widen, dot};
+const ScreenKernels kPlainScreen = {"plain", quantise, collect, kth_largest, float_dot, widen, dot};
 
 }  // namespace saerl

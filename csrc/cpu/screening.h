@@ -5,21 +5,23 @@
 // Floor:  the int8 product, a tenth to a quarter of the float32 one; then one float64 dot per survivor.
 // Trick:  a product of rounded vectors bounds the score: with y = step q + dy and v = step' p + dv,
 //         |y.v - step step' q.p| <= |dy| |step' p| + |y| |dv|   (Cauchy-Schwarz).
-//         While products come in blocks of columns, a row keeps the columns whose upper bound reaches its k-th
-//         largest lower bound. The k of them with the largest lower bounds are scored; the least of these k
-//         scores is a floor of the k-th largest score, and only what still reaches it is scored too.
+//         While products come in blocks of columns, a row keeps the columns whose upper bound reaches a floor: the
+//         k-th largest of what scores likely are at least (screen_kernels.h). At the end the k likeliest columns
+//         are scored. The least of these k scores is a floor that is proved. What else reaches it is scored in
+//         float32, which rules out nearly all of it by the same kind of bound, and the rest in float64.
+//         Where the proved floor is below the likely one, that was too high, and the row is scored whole.
 //
 // Scores are float64 sums in one fixed order, so a value depends on its row and its latent alone: not on the
 // batch, the number of threads, the instruction set or the bounds. Scoring goes latent by latent, so that each row
 // of w is read once and x stays in the cache. A row that cannot be screened, or keeps more than `limit` columns, is
-// scored whole by the same sums. Every score is checked against its bounds: one outside of them is counted and means
+// scored whole too, by the same sums. Every score is checked against its bounds: one outside of them is counted and means
 // that the products were wrong.
 //
 // Descending; ties to the lower column; a row with a NaN score gives NaN values and columns 0..k-1.
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <functional>
 #include <vector>
 
 #include "screen_kernels.h"
@@ -46,11 +48,14 @@ struct RowTerms {
 
 // What exact scores are computed from.
 struct Encoder {
-    const float* x;       // IN  [rows, width]
-    const double* shift;  // IN  [width]
-    const float* w;       // IN  [latents, width]
-    const float* bias;    // IN  [latents]
-    const float* scale;   // IN  [latents] or null
+    const float* x;            // IN  [rows, width]
+    const double* shift;       // IN  [width]
+    const float* float_shift;  // IN  [width]  the same numbers
+    const float* w;            // IN  [latents, width]
+    const float* bias;         // IN  [latents]
+    const float* scale;        // IN  [latents] or null
+    const float* size;         // IN  [rows]     as in RowTerms
+    const float* reach;        // IN  [latents]  as in ProductBlock
     int64_t width;
     int64_t latents;
 };
@@ -58,16 +63,24 @@ struct Encoder {
 // What happened, for reports and tests.
 struct ScreenCounts {
     int64_t whole = 0;    // rows scored whole
-    int64_t scored = 0;   // pairs scored in the other rows
-    int64_t outside = 0;  // of these, outside of their bounds: the products were wrong
-    double worst = 0;     // largest distance of a score from the middle of its bounds, in half widths
+    int64_t sieved = 0;   // pairs scored in float32, in the other rows
+    int64_t scored = 0;   // pairs scored in float64, in the other rows
+    int64_t outside = 0;  // of both, outside of their bounds: the products were wrong
+    double worst = 0;     // largest distance of a float64 score from the middle of its bounds, in half widths
 };
 
 struct Candidate {
-    float lower;
+    float likely;
     float upper;
     int32_t column;
-    double score;
+    double score;  // in float32 first, where it is sieved
+};
+
+// Some candidates of one row.
+struct RowCandidates {
+    int64_t row;
+    Candidate* begin;  // INOUT
+    Candidate* end;
 };
 
 class RunningScreen {
@@ -88,17 +101,27 @@ class RunningScreen {
     int64_t columns_seen() const { return columns_seen_; }
 
   private:
+    // What a row keeps while products come: likely, upper and columns, side by side.
     struct Row {
-        std::vector<Candidate> candidates;
-        float floor;       // a column whose upper bound is below it is not among the k largest
-        int64_t next_cut;  // number of candidates at which the floor is raised
+        std::vector<float> likely;
+        std::vector<float> upper;
+        std::vector<int32_t> columns;
+        int64_t held = 0;
+        float floor;  // columns whose upper bound is below it were left out
         bool whole = false;
+        double proved;                      // the k-th largest score is not below it
+        std::vector<Candidate> candidates;  // made at the end, the k likeliest first
     };
 
-    void absorb_row(Row& row, const ProductRow& products, int64_t width);
-    void hold(Row& row, const Found& found) const;
+    void absorb_row(Row& row, const ProductRow& products, int64_t width) const;
+    float kth_likely(const Row& row) const;
     void cut_back(Row& row) const;
-    void drop_unproved(Row& row) const;
+    void choose(Row& row) const;
+    void prove(Row& row) const;
+    void sift(Row& row, const Encoder& encoder, float size, ScreenCounts& counts) const;
+    void for_screened(int64_t threads, const std::function<void(int64_t, Row&)>& body);
+    template <typename Choose>
+    std::vector<RowCandidates> candidates(const Choose& choose);
 
     int64_t k_;
     int64_t limit_;

@@ -10,6 +10,7 @@ import functools
 import json
 from importlib import resources
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -148,6 +149,42 @@ class RunningThreshold:
         return indices, values
 
 
+class ScreenedEncoder(NamedTuple):
+    """What exact scores are computed from; all contiguous."""
+
+    x: Tensor
+    """[rows, D] float32"""
+    shift: Tensor
+    """[D] float64"""
+    float_shift: Tensor
+    """[D] float32, the same numbers"""
+    w: Tensor
+    """[M, D] float32"""
+    bias: Tensor
+    """[M] float32"""
+    scale: Tensor | None
+    """[M] float32"""
+    size: Tensor
+    """[rows] float32, as in the terms of the rows"""
+    reach: Tensor
+    """[M] float32, as in the terms of the latents"""
+
+
+class ScreenResult(NamedTuple):
+    """What happened in a screen (csrc/cpu/screening.h)."""
+
+    whole: int
+    """Rows scored whole"""
+    sieved: int
+    """Pairs scored in float32 in the other rows"""
+    scored: int
+    """Pairs scored in float64 in the other rows"""
+    outside: int
+    """Scores outside of their bounds: the products were wrong"""
+    worst: float
+    """The largest error of an estimate, in units of its bound"""
+
+
 class RunningScreen:
     """The select by int8 screening (csrc/cpu/screening.h) of rows whose products come in blocks of columns.
 
@@ -166,24 +203,11 @@ class RunningScreen:
             address(products), products.shape[1], *(address(term) for term in (*latents, *rows)), threads()
         )
 
-    def finish(
-        self,
-        x: Tensor,
-        shift: Tensor,
-        w: Tensor,
-        bias: Tensor,
-        scale: Tensor | None,
-        values: Tensor,
-        indices: Tensor,
-        relu: bool,
-    ) -> tuple[int, int, int, float]:
-        """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32.
-
-        x [rows, D], w [M, D], bias [M], scale [M] float32; shift [D] float64; all contiguous
-        -> rows scored whole, pairs scored in the others, scores outside of their bounds, the largest error in bounds
-        """
-        whole, scored, outside, worst = self._native.finish(
-            address(x), x.shape[1], address(shift), address(w), address(bias), address(scale),
-            address(values), address(indices), relu, threads(),
+    def finish(self, encoder: ScreenedEncoder, values: Tensor, indices: Tensor, relu: bool) -> ScreenResult:
+        """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32."""
+        e = encoder
+        parts = (e.shift, e.float_shift, e.w, e.bias, e.scale, e.size, e.reach, values, indices)
+        counts = self._native.finish(
+            address(e.x), e.x.shape[1], *(address(part) for part in parts), relu, threads()
         )  # fmt: skip
-        return int(whole), int(scored), int(outside), float(worst)
+        return ScreenResult(*counts)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -31,14 +31,14 @@ from torch import Tensor
 
 from saerl_fast.errors import BackendUnavailable
 from saerl_fast.kernels import int8_product, native
-from saerl_fast.kernels.int8_weights import SAMPLE_ROWS, Int8Weights, Int8WeightsCache, QuantisedRows, quantise
+from saerl_fast.kernels.int8_weights import SAMPLE_ROWS, Int8WeightsCache, QuantisedRows, quantise
 
 logger = logging.getLogger(__name__)
 
 TOKENS = 1024
 """Rows of one block."""
-LATENTS = 512
-"""Columns of one block of products: with TOKENS rows 2 MB of int32, which stay in the cache."""
+LATENTS = 256
+"""Columns of one block of products: with TOKENS rows 1 MB of int32, which stay in the cache."""
 SLACK = 2.0**-19
 BIAS_SLACK = 2.0**-21
 LEAST_SCALE, MOST_SCALE, MOST_BIAS = 2.0**-30, 2.0**30, 2.0**90
@@ -76,8 +76,10 @@ class ScreeningCounts:
     rows: int = 0
     whole_rows: int = 0
     """Rows that could not be screened (not finite, out of range, too many survivors), scored for all latents."""
+    sieved: int = 0
+    """Pairs of row and latent scored in float32, in the other rows."""
     scored: int = 0
-    """Pairs of row and latent scored in the other rows."""
+    """Pairs of row and latent scored in float64, in the other rows."""
     worst: float = 0.0
     """Largest error of an estimate in units of its bound; the proof says at most 1."""
 
@@ -111,19 +113,23 @@ def encode(
     indices = torch.empty(n_rows, k, dtype=torch.int32)
     if n_rows == 0:
         return values, indices
-    shift = torch.zeros(x.shape[1], dtype=torch.float64) if b_dec is None else b_dec.double().contiguous()
-    weights = CACHE.get(w_enc, _rows(x, row_index, slice(0, min(n_rows, SAMPLE_ROWS))) - shift.float())
+    shift = torch.zeros(x.shape[1]) if b_dec is None else b_dec.float().contiguous()
+    weights = CACHE.get(w_enc, _rows(x, row_index, slice(0, min(n_rows, SAMPLE_ROWS))) - shift)
     bias = b_enc.float().contiguous()
     scale = None if scale is None else scale.float().contiguous()
-    terms = latent_terms(weights.rows, bias, scale)
+    latents = latent_terms(weights.rows, bias, scale)
     products = torch.empty(min(TOKENS, n_rows) * min(LATENTS, len(bias)), dtype=torch.int32)
     for start in range(0, n_rows, TOKENS):
         rows = slice(start, min(start + TOKENS, n_rows))
         block = _rows(x, row_index, rows).contiguous()
+        quantised = quantise(block, shift.double(), -weights.exponents)
         screen = native.RunningScreen(len(block), k, survivors_limit(k, len(bias)))
-        _absorb_all(screen, quantise(block, shift, -weights.exponents), weights, terms, products)
-        counts = screen.finish(block, shift, weights.w, bias, scale, values[rows], indices[rows], relu)
-        _add(len(block), *counts)
+        terms = row_terms(quantised)
+        _absorb_all(screen, quantised.q, weights.rows.q, terms, latents, products)
+        encoder = native.ScreenedEncoder(
+            block, shift.double(), shift, weights.w, bias, scale, terms.size, latents.reach
+        )
+        _count(len(block), screen.finish(encoder, values[rows], indices[rows], relu))
     return values, indices
 
 
@@ -138,17 +144,15 @@ def _rows(x: Tensor, row_index: Tensor | None, rows: slice) -> Tensor:
 
 
 def _absorb_all(
-    screen: native.RunningScreen, x: QuantisedRows, weights: Int8Weights, terms: LatentTerms, buffer: Tensor
+    screen: native.RunningScreen, x: Tensor, w: Tensor, rows: RowTerms, latents: LatentTerms, buffer: Tensor
 ) -> None:
     """Multiply block by block into the buffer, and hand each block to the screen while it is in the cache."""
-    row = row_terms(x)
-    n_latents = len(weights.w)
-    for first in range(0, n_latents, LATENTS):
-        columns = slice(first, min(first + LATENTS, n_latents))
+    for first in range(0, len(w), LATENTS):
+        columns = slice(first, min(first + LATENTS, len(w)))
         width = columns.stop - first
-        products = buffer[: len(x.q) * width].view(len(x.q), width)
-        int8_product.multiply(x.q, weights.rows.q[columns], products)
-        screen.absorb(products, LatentTerms(*(term[columns] for term in terms)), row)
+        products = buffer[: len(x) * width].view(len(x), width)
+        int8_product.multiply(x, w[columns], products)
+        screen.absorb(products, LatentTerms(*(term[columns] for term in latents)), rows)
 
 
 def row_terms(x: QuantisedRows) -> RowTerms:
@@ -180,18 +184,19 @@ def survivors_limit(k: int, n_latents: int) -> int:
     return max(4 * k, min(n_latents // 4, MOST_SURVIVORS))
 
 
-def _add(rows: int, whole: int, scored: int, outside: int, worst: float) -> None:
+def _count(rows: int, result: native.ScreenResult) -> None:
     global _counts
-    if outside:
+    if result.outside:
         raise BackendUnavailable(
-            f"topk_encode: the int8 product of this torch is not exact: {outside} of {scored} scores lie outside of "
-            f"their proved bounds. Use backend='cpu', and report torch.__config__.show()"
+            f"topk_encode: the int8 product of this torch is not exact: {result.outside} of "
+            f"{result.sieved + result.scored} scores lie outside of their proved bounds. "
+            f"Use backend='cpu', and report torch.__config__.show()"
         )
     with _counts_lock:
-        _counts = replace(
-            _counts,
-            rows=_counts.rows + rows,
-            whole_rows=_counts.whole_rows + whole,
-            scored=_counts.scored + scored,
-            worst=max(_counts.worst, worst),
+        _counts = ScreeningCounts(
+            _counts.rows + rows,
+            _counts.whole_rows + result.whole,
+            _counts.sieved + result.sieved,
+            _counts.scored + result.scored,
+            max(_counts.worst, result.worst),
         )
