@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from saerl_fast.report.drawing import INK, MUTED, SERIES, Picture, half_picture, horizontal_grid, picture
 from saerl_fast.report.read import Labels, Run
 from saerl_fast.report.wording import figure, whole
+from saerl_fast.rl.label import difficulty_column
 from saerl_fast.signals.evaluate_table import KINDS
 from saerl_fast.signals.held_out import spearman
 
@@ -168,6 +169,7 @@ def levels_view(run: Run) -> dict[str, Any] | None:
         "unseen": bool(seen.any()),
         "spearman": found,
         "error": float((1 - found**2) / np.sqrt(max(int(used.sum()) - 1, 1))),
+        "observed": _observed_by_level(run, level),
         "lengths": spearman(features.rows.n_tokens[used].astype(float), level[used]),
         "picture": half_picture(draw, f"Median predicted difficulty by true level. {medians}."),
     }
@@ -180,3 +182,12 @@ def _labelled_rows(run: Run, rows: int) -> NDArray[np.bool_]:
         known = {found.id for found in run.labels.labels}
         seen[:] = [row_id in known for row_id in run.features.rows.ids]
     return seen
+
+
+def _observed_by_level(run: Run, level: NDArray[np.float64]) -> float | None:
+    """Spearman of the labels themselves with the level: how far the policy finds hard what is meant to be."""
+    if run.features is None or run.labels is None or not run.labels.labels:
+        return None
+    known = difficulty_column(run.labels.labels, run.features.rows.ids)
+    pairs = [(hard, step) for hard, step in zip(known, level, strict=True) if hard is not None and np.isfinite(step)]
+    return spearman(*map(np.array, zip(*pairs, strict=True))) if len(pairs) > 1 else None

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 DEPTH = 2
 RUN, EVALUATION, SAE, DEMO = "run.json", "evaluation.json", "sae.json", "demo.json"
 """Files that tell a GRPO run, the scores of `saerl evaluate`, the sanity of an SAE, the settings of the demo."""
-INNER = ("shards", "chunks", "eval", "model", "checkpoint-")
-"""Folders that belong to a piece and hold none themselves."""
+INNER = frozenset({"shards", "chunks", "eval", "model"})
+"""Folders that belong to a piece and hold none themselves; so do checkpoint-N and hidden ones."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ def _visit(folder: Path, depth: int, pieces: Pieces) -> None:
     if depth == 0:
         return
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.is_symlink() and not child.name.startswith((".", *INNER)):
+        if child.is_dir() and child.name not in INNER and not child.name.startswith((".", "checkpoint-")):
             _visit(child, depth - 1, pieces)
 
 

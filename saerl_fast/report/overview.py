@@ -18,6 +18,7 @@ ABSENT = {
     "training": "GRPO runs: saerl train --config FILE, with out: DIR/grpo/NAME",
 }
 """What a report can show, and the command that leaves it."""
+MOST_COMPARISONS = 3
 
 
 def overview_view(run: Run, sections: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def overview_view(run: Run, sections: dict[str, Any]) -> dict[str, Any]:
     judgements = list((sections["scores"] or {}).get("judgements", {}).values())
     sentences = [found["sentence"] for found in judgements]
     if sections["training"]:
-        sentences += [found["sentence"] for found in sections["training"]["comparisons"]]
+        sentences += [found["sentence"] for found in sections["training"]["comparisons"][:MOST_COMPARISONS]]
     there = {
         "features": run.features,
         "evaluation": run.evaluation,

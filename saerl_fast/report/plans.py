@@ -40,6 +40,7 @@ def plan_picture(found: Plan) -> Picture:
     plan = found.plan
     codes, width = plan.codes[plan.rows], len(plan.cluster_labels)
     shares = np.stack([(codes == code).mean(axis=1) for code in range(width)])
+    met = float((shares > 0).sum(axis=0).mean())
     hard = None if plan.difficulty is None else np.percentile(plan.difficulty[plan.rows], [25, 50, 75], axis=1)
     folded = -(-plan.steps // MOST_STEPS)
     if folded > 1:
@@ -74,9 +75,8 @@ def plan_picture(found: Plan) -> Picture:
                 axes.axvline(epoch * plan.steps_per_epoch + 0.5, color=MUTED, lw=0.8, ls=(0, (2, 2)))
         panels[-1, 0].set(xlabel="step", xlim=(0.5, plan.steps + 0.5))
 
-    clusters = (codes[:, :, None] == np.arange(width)).any(axis=1).sum(axis=1)
     label = f"Plan {found.name}: {plural(plan.steps, 'step')}, "
-    label += f"on average {figure(clusters.mean(), 1)} of {width} clusters in a step"
+    label += f"on average {figure(met, 1)} of {width} clusters in a step"
     if hard is not None:
         label += (
             f"; median predicted difficulty {figure(hard[1, 0])} in the first step, {figure(hard[1, -1])} in the last"

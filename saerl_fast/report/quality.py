@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from saerl_fast.curriculum.filtering import LOW_QUALITY
 from saerl_fast.report.drawing import INK, SERIES, Picture, horizontal_grid, picture
 from saerl_fast.report.read import Features, Plan, Run
-from saerl_fast.report.wording import figure, percent, whole
+from saerl_fast.report.wording import figure, percent, shortened, whole
 from saerl_fast.signals.held_out import area_under_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-BINS = 40
+BINS, LOWEST = 40, 6
 
 
 def quality_view(run: Run) -> dict[str, Any] | None:
@@ -35,6 +35,7 @@ def quality_view(run: Run) -> dict[str, Any] | None:
         "plan": plan.name if plan else None,
         "picture": None,
         "truth": None,
+        "lowest": [],
     }
     if plan is None or not predicted:
         return found
@@ -46,6 +47,7 @@ def quality_view(run: Run) -> dict[str, Any] | None:
         "dropped": int(dropped.sum()),
         "rows": int(read.sum()),
         "picture": _histogram(plan, read, defect),
+        "lowest": _lowest(run.matched[0], plan, read) if run.matched is not None else [],
         "truth": None if run.matched is None or defect is None else _truth(run.matched[0], plan, defect, dropped),
     }
 
@@ -54,6 +56,25 @@ def dropped_rows(plan: Plan) -> NDArray[np.bool_]:
     """Which rows the quality filter left out; bool [S]."""
     codes = [code for code, name in enumerate(plan.plan.reason_names) if name == LOW_QUALITY]
     return np.isin(plan.plan.reasons, codes)
+
+
+def _lowest(features: Features, plan: Plan, read: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """The rows lowest in predicted quality: the first that a filter drops."""
+    if features.texts is None:
+        return []
+    quality = np.asarray(plan.plan.quality)
+    dropped = dropped_rows(plan)
+    rows = np.flatnonzero(read)
+    return [
+        {
+            "id": str(features.rows.ids[row]),
+            "text": shortened(features.texts[row], 160),
+            "quality": float(quality[row]),
+            "dropped": bool(dropped[row]),
+            "faulty": None if features.defect is None else bool(features.defect[row]),
+        }
+        for row in rows[np.argsort(quality[rows], kind="stable")][:LOWEST].tolist()
+    ]
 
 
 def _truth(features: Features, plan: Plan, defect: NDArray[np.bool_], dropped: NDArray[np.bool_]) -> dict[str, Any]:

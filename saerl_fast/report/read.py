@@ -177,6 +177,7 @@ def _numbers(values: Sequence[Any], name: str) -> NDArray[np.float64]:
 def _read_labels(path: Path) -> Labels:
     manifest = read_object(path / MANIFEST)
     require(manifest, path / MANIFEST, {"fingerprint": OBJECT})
+    require(manifest, path / MANIFEST, {"left_out": OBJECT, "source": OBJECT}, optional=True)
     return Labels(read_labels(path) if (path / LABELS).is_file() else None, manifest)
 
 
@@ -224,13 +225,25 @@ def read_sanity(path: Path) -> dict[str, Any]:
 
 
 def _read_plan(path: Path, folder: Path) -> Plan:
-    signals = path / SIGNALS
-    return Plan(_name(path, folder), BatchPlan.load(path), read_signals(signals) if signals.is_file() else None)
+    plan = BatchPlan.load(path)
+    file = path / SIGNALS
+    if not file.is_file():
+        return Plan(_name(path, folder), plan, None)
+    signals = read_signals(file)
+    require(signals["labelled"], f"{file}, labelled", dict.fromkeys(signals["labelled"], WHOLE))
+    require(signals["held_out"], f"{file}, held_out", dict.fromkeys(signals["held_out"], OBJECT))
+    for name, report in signals["held_out"].items():
+        wanted = {"metric": TEXT, "how": TEXT, "n": WHOLE} | dict.fromkeys(
+            ("score", "chance", "standard_error"), NUMBER
+        )
+        require(report, f"{file}, held_out, {name}", wanted)
+    return Plan(_name(path, folder), plan, signals)
 
 
 def _read_training(path: Path, folder: Path) -> Training:
     run = read_object(path / RUN)
     require(run, path / RUN, {"config": OBJECT, "plan": OBJECT, "fingerprint": OBJECT, "steps": WHOLE})
+    require(run, path / RUN, {"versions": OBJECT}, optional=True)
     metrics = read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
     for line in metrics:
         require(line, path / "metrics.jsonl", {"step": WHOLE})

@@ -11,6 +11,7 @@ from saerl_fast.signals.evaluate_table import KINDS, METRICS
 
 OURS = {"topic": "sae", "difficulty": "sae_elasticnet", "quality": "sae"}
 """The kind whose score stands for SAE features: for difficulty the model that a plan's proxy is."""
+REACH = {"sae": "SAE features reach", "sae_elasticnet": "an elastic net on SAE features reaches"}
 CONTROLS = ("raw", "tfidf", "tfidf_latex", "length")
 CHANCE = {"auc": 0.5}
 WHAT = {"topic": "Topic", "difficulty": "Difficulty", "quality": "Quality"}
@@ -37,7 +38,6 @@ def scores_view(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "heads": [_head(name, evaluation["details"]) for name in columns],
         "rows": rows,
         "details": [evaluation["details"][name] if name in names else None for name in columns],
-        "held_out": evaluation["details"].get("held_out"),
         "judgements": {name: judge(name, evaluation) for name in names},
     }
 
@@ -66,7 +66,7 @@ def judge(name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         }
     control = max(controls, key=lambda kind: controls[kind])
     gap, error = scores[ours] - controls[control], math.sqrt(2) * details["standard_error"]
-    sentence = f"{WHAT[name]}: {KINDS[ours]} reach {metric} {figure(scores[ours])}"
+    sentence = f"{WHAT[name]}: {REACH[ours]} {metric} {figure(scores[ours])}"
     if abs(scores[ours] - found["chance"]) < 2 * details["standard_error"]:
         sentence += ", no better than guessing"
     sentence += f"; the best control, {KINDS[control]}, {figure(controls[control])}. "

@@ -26,9 +26,8 @@ def sources_view(run: Run) -> dict[str, Any]:
         job = run.features.job
         stations.append(_station("featurize", {**job.source, **job.fingerprint}))
     if run.labels is not None:
-        stations.append(
-            _station("label", {**run.labels.manifest.get("source", {}), **run.labels.manifest["fingerprint"]})
-        )
+        manifest = run.labels.manifest
+        stations.append(_station("label", {**(manifest.get("source") or {}), **manifest["fingerprint"]}))
     for plan in run.plans:
         summary = {key: value for key, value in plan.plan.summary().items() if key not in ("clusters", "left_out")}
         stations.append(_station(f"plan: {plan.name}", summary))

@@ -20,6 +20,8 @@ SHORT = 500
 """Fewer steps than this are called short."""
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vP"
+MOST_DRAWN, MOST_VALUES = 20, 50
+"""Values of a column that are drawn, and that stand in the table."""
 PART = 10
 """A smoothed line is a mean over this part of the steps."""
 
@@ -155,17 +157,18 @@ def by_column(runs: Sequence[Training], level: str | None) -> dict[str, Any] | N
     numeric = [name for name in dict.fromkeys(columns) if all(_is_number(value) for value in _values(known, name))]
     column = level if level is not None and level in columns else next(iter([*numeric, *columns]))
     values = _values(known, column)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "value": value,
             "before": _part(known[0][1], "before", column, value),
             "after": [_part(found, "after", column, value) for _, found in known],
         }
-        for value in values
+        for value in values[:MOST_VALUES]
     ]
-    drawn = _by_picture(known, column, values) if column in numeric and len(values) > 1 else None
+    drawn = _by_picture(known, column, values) if column in numeric and 1 < len(values) <= MOST_DRAWN else None
     heads = [{"name": found.name, "number": number % len(SERIES) + 1} for number, found in known]
-    return {"column": column, "heads": heads, "rows": rows, "picture": drawn}
+    more = max(0, len(values) - MOST_VALUES)
+    return {"column": column, "heads": heads, "rows": rows, "more": more, "picture": drawn}
 
 
 def _values(known: Sequence[tuple[int, Training]], column: str) -> list[str]:

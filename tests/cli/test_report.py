@@ -1,10 +1,12 @@
 """saerl report: where the page goes, and what a user gets wrong. That its options arrive: tests/report."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from saerl_fast.cli import main
+from saerl_fast.cli import build_parser, main
 
 SANITY = {"explained_variance": 0.7125, "l0": 16.0, "dead_share": 0.04, "k": 16, "d_sae": 512, "rows": 4096}
 
@@ -30,3 +32,16 @@ def test_what_a_user_gets_wrong_is_named(tmp_path, capsys):
     (tmp_path / "sae.json").write_text(json.dumps(SANITY))
     assert main(["report", str(tmp_path), "--topic", "topic"]) == 2
     assert "--topic names a column of a feature folder" in capsys.readouterr().err
+
+
+def test_the_command_in_the_docs_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    (line,) = re.findall(r"^saerl .*$", page, flags=re.MULTILINE)
+    args = build_parser()[0].parse_args(line.split()[1:])
+    assert (args.command, args.folder, args.topic, args.level, args.defect) == (
+        "report",
+        "out/demo",
+        "topic",
+        "level",
+        "defect",
+    )

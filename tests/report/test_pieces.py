@@ -132,6 +132,8 @@ def first_line_cut(path):
         ("plan/plan.json", text_to("{}"), FormatError),
         ("plan/plan.safetensors", flipped, CorruptStoreError),
         ("plan/signals.json", text_to("{}"), FormatError),
+        ("plan/signals.json", with_value("held_out", "difficulty", value={"score": 0.5}), FormatError),
+        ("labels/manifest.json", with_value("left_out", value=3), FormatError),
         ("grpo/plan/run.json", without("fingerprint"), FormatError),
         ("grpo/plan/metrics.jsonl", first_line_cut, CorruptStoreError),
         ("grpo/plan/eval.json", with_value("before", "accuracy", value="high"), FormatError),

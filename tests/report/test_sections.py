@@ -11,6 +11,7 @@ import pytest
 from saerl_fast.curriculum import make_plan
 from saerl_fast.features import SparseFeatures
 from saerl_fast.report.clusters import clusters_view
+from saerl_fast.report.difficulty import labels_view, levels_view
 from saerl_fast.report.find import Pieces
 from saerl_fast.report.quality import quality_view
 from saerl_fast.report.read import Features, Labels, Plan, Run, Training
@@ -95,9 +96,36 @@ def test_quality_against_the_truth_by_hand(tmp_path):
     assert (truth["faulty"], truth["hits"]) == (2, 1)  # a and b are dropped; a and d are defective; f was never read
     assert (truth["precision"], truth["recall"], truth["by_chance"]) == (0.5, 0.5, pytest.approx(0.8))
     assert truth["auc"] == pytest.approx(3 / 6)  # a is below all three sound rows, d above them
+    lowest = [(row["id"], row["dropped"], row["faulty"]) for row in view["lowest"]]
+    assert lowest == [
+        ("a", True, True),
+        ("b", True, False),
+        ("e", False, False),
+        ("c", False, False),
+        ("d", False, True),
+    ]
     nothing = quality_view(make_run(tmp_path, quality=[0.1, 0.2, 0.8, 0.9, 0.7, 0.0]))
     assert (nothing["dropped"], nothing["threshold"], nothing["truth"]) == (0, None, None)
     assert quality_view(make_run(tmp_path)) is None
+
+
+def test_level_against_prediction_leaves_out_the_labelled_rows(tmp_path):
+    labels = [Label("a", 4, 4, 1.0), Label("e", 0, 4, 0.0)]
+    level = np.array([5.0, 1.0, 1.0, 2.0, 1.0, 5.0])
+    run = make_run(tmp_path, level=level, difficulty=[0.0, 1.0, 2.0, 3.0, 9.0, 9.0], labels=labels)
+    assert levels_view(run) is None  # b, c and d remain; of level 2 there is one row
+    run = make_run(tmp_path, level=np.array([5.0, 1, 1, 2, 2, 5]), difficulty=[0.0, 1, 2, 3, 4, 9], labels=labels[:1])
+    found = levels_view(run)
+    assert (found["rows"], found["unseen"]) == (4, True)
+    assert found["spearman"] == pytest.approx(2 / 5**0.5)  # ranks 1 2 3 4 against 1.5 1.5 3.5 3.5
+    assert "level 1: 1.50, level 2: 3.50" in found["picture"].label
+
+
+def test_pass_rates_have_a_bar_for_each_rate():
+    labels = [Label(f"q{row}", right, 4, right / 4) for row, right in enumerate([0, 0, 1, 4, 4, 4])]
+    found = labels_view(Labels(labels, {"fingerprint": {"rollouts": 4}}))
+    assert (found["rows"], found["mean"], found["none"], found["all"]) == (6, 13 / 24, 1 / 3, 0.5)
+    assert "in 4 parts: 2, 1, 0, 0, 3" in found["picture"].label
 
 
 def evaluation(**scores):
