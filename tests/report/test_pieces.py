@@ -34,7 +34,8 @@ def test_every_piece_is_found_and_nothing_else(whole_run):
     assert found.runs == [whole_run / "grpo" / "plan", whole_run / "grpo" / "shuffled"]
     assert (found.evaluation, found.sae) == (whole_run / "evaluation.json", whole_run / "sae.json")
     assert found.also == []
-    assert find_pieces(whole_run / "grpo" / "plan").runs == [whole_run / "grpo" / "plan"]
+    inner = find_pieces(whole_run / "grpo" / "plan")
+    assert (inner.runs, inner.labels) == ([whole_run / "grpo" / "plan"], None)
 
 
 def test_the_page_holds_every_section_and_no_script_of_the_data(page):
@@ -62,6 +63,10 @@ def test_the_page_needs_nothing_else(page):
         assert address.startswith(("#", "data:")), address
     assert not re.search(r"url\(\s*[\"']?(?!#)", text)
     assert "@import" not in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    assert "#0102" not in text  # the stand-ins for the page's own colours
     assert text.count('role="img"') == text.count('aria-label="') - text.count("<nav") > 10
 
 
