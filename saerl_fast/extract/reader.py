@@ -23,6 +23,9 @@ from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
 
+GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Names of one class: what it does is all in tokenizer.json."""
+
 _PROBE_ELEMENTS = 1024
 
 
@@ -138,11 +141,20 @@ def _device(wanted: torch.device | str | None) -> torch.device:
     return device
 
 
-def load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
+def load_tokenizer(name: str | os.PathLike[str], **settings: Any) -> Any:
+    """The tokenizer of a folder or hub id, as its own files describe it; ``settings`` as for AutoTokenizer.
+
+    AutoTokenizer of transformers 5 rebuilds the tokenizer of some model types (qwen2 is one) in the class of that
+    type, with that type's way of splitting, whatever tokenizer.json says. Files that declare the generic class mean
+    tokenizer.json, and are loaded by it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        declared = get_tokenizer_config(name).get("tokenizer_class")
+        kind = PreTrainedTokenizerFast if declared in GENERIC_TOKENIZERS else AutoTokenizer
+        return kind.from_pretrained(name, **settings)
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: transformers cannot load a tokenizer from there: {error}") from error
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError
+from saerl_fast.extract.reader import load_tokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -182,12 +183,12 @@ def load_policy(name: str, device: str | None = None) -> tuple[Any, Any]:
 
     device: default CUDA where there is one. The dtype is the checkpoint's on CUDA, float32 on a CPU.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if target.type == "cuda" else torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, InputError) as error:
         raise InputError(f"model: cannot load a causal LM and its tokenizer from {name!r}: {error}") from error
     return model.to(target).eval(), tokenizer

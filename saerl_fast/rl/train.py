@@ -34,6 +34,7 @@ from saerl_fast.durable import (
     write_once,
 )
 from saerl_fast.errors import InputError
+from saerl_fast.extract.reader import load_tokenizer
 from saerl_fast.rl.held_out import NAME as EVAL
 from saerl_fast.rl.held_out import answer_held_out, write_eval
 from saerl_fast.rl.label import Label
@@ -267,9 +268,10 @@ def _make_trainer(run: _Run) -> Any:
             reward_of(run.verifier, run.problems),
             args=run.arguments,
             train_dataset=dataset,
+            processing_class=load_tokenizer(run.config.model, truncation_side="left", padding_side="left"),
             callbacks=callbacks,
         )
-    except OSError as error:
+    except (OSError, InputError) as error:
         raise InputError(
             f"model: cannot load a causal LM and its tokenizer from {run.config.model!r}: {error}"
         ) from error
@@ -340,11 +342,11 @@ def _save(trainer: Any, out: Path) -> None:
 
 def _load_trained(folder: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), load_tokenizer(folder)
 
 
 def _finish(run: _Run) -> None:
