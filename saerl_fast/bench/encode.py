@@ -22,9 +22,9 @@ GEMM_BLOCK = 4096
 """Latents in a block of the matrix product alone: a product that never leaves the cache can beat one whole one."""
 
 
-def backend_of(op: str, want: str | None = None) -> str:
-    """The backend that runs `op` on the CPU; raises BackendUnavailable where the one wanted cannot."""
-    return pick(TABLE, op, Call("cpu"), want)[0]
+def backend_of(op: str, want: str | None = None, *, k: int = 0, n_latents: int = 0, width: int = 0) -> str:
+    """The backend that runs `op` on the CPU at these sizes; raises BackendUnavailable where the one wanted cannot."""
+    return pick(TABLE, op, Call("cpu", k=k, n_latents=n_latents, width=width), want)[0]
 
 
 def select(rows: int, latents: int, k: int) -> Contest:
@@ -51,14 +51,24 @@ def encode(rows: int, width: int, latents: int, k: int) -> Contest:
         # b_dec is folded into the bias beforehand: one pass less than ours
         baselines={"torch addmm + relu + topk": lambda: torch.addmm(bias, inputs.x, w).relu_().topk(k, dim=1)},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=backend_of("topk_encode"),
+        backend=backend_of("topk_encode", k=k, n_latents=latents, width=width),
     )
 
 
+def encode_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
+    """Backend cpu_int8, which needs no float32 product, against that product alone."""
+    return _over_gemm("cpu_int8", rows, width, latents, k)
+
+
 def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
-    """Backend cpu against the float32 matrix product alone, into memory that is already there."""
-    backend = backend_of("topk_encode", "cpu")
+    """Backend cpu against the float32 matrix product alone."""
+    return _over_gemm("cpu", rows, width, latents, k)
+
+
+def _over_gemm(want: str, rows: int, width: int, latents: int, k: int) -> Contest:
+    """A backend against the float32 matrix product into memory that is already there."""
     inputs = encoder(rows, width, latents)
+    backend = backend_of("topk_encode", want, k=k, n_latents=latents, width=width)
     dense, buffer = torch.empty(rows, latents), torch.empty(rows * min(GEMM_BLOCK, latents))
 
     def in_blocks() -> None:
@@ -104,7 +114,7 @@ def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
         ours=lambda: ours.encode(inputs.x),
         baselines={"sae_lens TopKSAE.encode": their_encode},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=backend_of("topk_encode"),
+        backend=backend_of("topk_encode", k=k, n_latents=latents, width=width),
         memory=True,
     )
 
@@ -127,6 +137,6 @@ def threshold_encode(rows: int, width: int, latents: int, l0: int) -> Contest:
         ours=lambda: ops.threshold_encode(inputs.x, inputs.w_enc, inputs.b_enc, theta, b_dec=inputs.b_dec),
         baselines={"torch addmm + threshold + nonzero to CSR": dense},
         prove=lambda codes: proof.thresholded(codes, inputs, theta),
-        backend=backend_of("threshold_encode"),
+        backend=backend_of("threshold_encode", n_latents=latents, width=width),
         facts={"theta": theta, "mean_l0": len(dense().indices) / rows},
     )

@@ -12,7 +12,14 @@ from typing import Any, Literal
 import torch
 
 from saerl_fast.bench.contest import Contest
-from saerl_fast.bench.encode import encode, encode_fp32_over_gemm, encode_vs_sae_lens, select, threshold_encode
+from saerl_fast.bench.encode import (
+    encode,
+    encode_fp32_over_gemm,
+    encode_over_gemm,
+    encode_vs_sae_lens,
+    select,
+    threshold_encode,
+)
 from saerl_fast.bench.kmeans import kmeans_iter
 from saerl_fast.bench.machine import load, machine
 from saerl_fast.bench.memory import peak_megabytes
@@ -60,6 +67,7 @@ ROWS: dict[str, Row] = {
         tiny=grid(rows=[5], latents=[300], k=[8]),
     ),
     "encode": Row(encode, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode_over_gemm": Row(encode_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
     "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
     "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
     "threshold_encode": Row(
