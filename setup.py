@@ -40,7 +40,7 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract
 FLAGS_BY_ENDING = {
     "_avx2": ["-mavx2", "-mfma"] if X86 else [],
     # gcc 12 warns about its own intrinsics
-    "_avx512": ["-mavx512f", "-Wno-maybe-uninitialized"] if X86 else [],
+    "_avx512": ["-mavx512f", "-Wno-maybe-uninitialized", "-Wno-uninitialized"] if X86 else [],
 }
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 CUDA_TARGETS = ("80", "90", "100")

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "cpu/cluster_sums.h"
+#include "cpu/dense_product.h"
 #include "cpu/fingerprint.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/quantise.h"
@@ -216,15 +217,14 @@ void nearest_sparse(Address indptr, Address columns, Address values, int64_t row
                      threads, at<int32_t>(labels), at<float>(distances), at<double>(squares));
 }
 
-void nearest_dense(Address columns, Address values, int64_t rows, int64_t latents, int64_t stride,
-                   Address panels, int64_t width, int64_t clusters, Address bias, float factor,
-                   Address labels, Address distances, Address squares, int64_t threads,
-                   const std::string& isa) {
+void nearest_dense(Address values, int64_t rows, int64_t latents, int64_t stride, Address panels,
+                   int64_t width, int64_t clusters, Address bias, float factor, Address labels,
+                   Address distances, Address squares, int64_t threads, const std::string& isa) {
     require(rows >= 0 && threads >= 1, "rows must not be negative, threads at least 1");
     require(latents >= 0 && latents <= std::numeric_limits<int32_t>::max(), "latents must lie below 2^31");
-    const DenseRows dense = {at<const int32_t>(columns), at<const float>(values), rows, latents, stride};
+    const DenseRows dense = {at<const float>(values), rows, latents, stride};
     nearest_centroid(dense, panels_of(panels, width, clusters), at<const float>(bias), factor,
-                     sparse_kernels(isa), threads, at<int32_t>(labels), at<float>(distances),
+                     dense_kernels(isa), threads, at<int32_t>(labels), at<float>(distances),
                      at<double>(squares));
 }
 
@@ -236,10 +236,10 @@ void sum_sparse(Address indptr, Address columns, Address values, int64_t rows, i
 }
 
 void sum_dense(Address rows, int64_t count, int64_t width, int64_t stride, Address labels, int64_t clusters,
-               Address sums, Address counts, int64_t threads) {
+               Address sums, Address counts, int64_t threads, const std::string& isa) {
     require(count >= 0 && width >= 0 && clusters >= 1 && threads >= 1, "sizes must be positive");
     cluster_sums_dense(at<const float>(rows), count, width, stride, at<const int32_t>(labels), clusters,
-                       threads, at<float>(sums), at<int64_t>(counts));
+                       dense_kernels(isa), threads, at<float>(sums), at<int64_t>(counts));
 }
 
 #ifdef SAERL_CUDA
@@ -320,8 +320,8 @@ PYBIND11_MODULE(_native, module) {
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
                py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
                py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
-    module.def("nearest_dense", &saerl::nearest_dense, release(), py::arg("columns"), py::arg("values"),
-               py::arg("rows"), py::arg("latents"), py::arg("stride"), py::arg("panels"), py::arg("width"),
+    module.def("nearest_dense", &saerl::nearest_dense, release(), py::arg("values"), py::arg("rows"),
+               py::arg("latents"), py::arg("stride"), py::arg("panels"), py::arg("width"),
                py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
                py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
     module.def("sum_sparse", &saerl::sum_sparse, release(), py::arg("indptr"), py::arg("columns"),
@@ -329,7 +329,7 @@ PYBIND11_MODULE(_native, module) {
                py::arg("sums"), py::arg("counts"), py::arg("threads"));
     module.def("sum_dense", &saerl::sum_dense, release(), py::arg("rows"), py::arg("count"), py::arg("width"),
                py::arg("stride"), py::arg("labels"), py::arg("clusters"), py::arg("sums"), py::arg("counts"),
-               py::arg("threads"));
+               py::arg("threads"), py::arg("isa"));
 
     module.def("instruction_sets", &saerl::instruction_sets, "Those this machine has, best first.");
     module.def("forked", &saerl::forked, "True in a forked child, where every loop runs on one thread.");

@@ -9,7 +9,8 @@
 namespace saerl {
 namespace {
 
-constexpr int64_t kTile = 1024;  // columns of a dense row that one thread takes at once: 8 KB of sums
+constexpr int64_t kCacheNumbers = 1 << 17;  // sums of all clusters over a tile of columns: 1 MB
+constexpr int64_t kNarrowest = 16;          // columns of a tile: a line of the cache
 
 // The rows of cluster k, ascending: order[firsts[k]] .. order[firsts[k + 1]].
 struct ByCluster {
@@ -17,12 +18,16 @@ struct ByCluster {
     std::vector<int64_t> order;
 };
 
-ByCluster list_by_cluster(const int32_t* labels, int64_t rows, int64_t clusters, int64_t* counts) {
+void count_rows(const int32_t* labels, int64_t rows, int64_t clusters, int64_t* counts) {
     std::fill_n(counts, clusters, 0);
     for (int64_t i = 0; i < rows; ++i) {
         require(labels[i] >= 0 && labels[i] < clusters, "labels must name clusters");
         ++counts[labels[i]];
     }
+}
+
+ByCluster list_by_cluster(const int32_t* labels, int64_t rows, int64_t clusters, int64_t* counts) {
+    count_rows(labels, rows, clusters, counts);
     ByCluster listed{std::vector<int64_t>(static_cast<size_t>(clusters) + 1),
                      std::vector<int64_t>(static_cast<size_t>(rows))};
     for (int64_t k = 0; k < clusters; ++k) listed.firsts[k + 1] = listed.firsts[k] + counts[k];
@@ -73,24 +78,23 @@ void cluster_sums_sparse(const SparseRows& rows, const int32_t* labels, int64_t 
 }
 
 void cluster_sums_dense(const float* rows, int64_t count, int64_t width, int64_t stride,
-                        const int32_t* labels, int64_t clusters, int64_t threads, float* sums,
-                        int64_t* counts) {
-    const ByCluster listed = list_by_cluster(labels, count, clusters, counts);
-    const int64_t tiles = (width + kTile - 1) / kTile;
-    std::vector<int64_t> weights;
-    for (int64_t k = 0; k < clusters; ++k) weights.insert(weights.end(), tiles, counts[k] + 1);
-    const int64_t parts = std::clamp<int64_t>(static_cast<int64_t>(weights.size()), 1, threads);
-    const std::vector<int64_t> firsts = even_runs(weights, parts);
-    for_row_ranges(parts, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t task = firsts[begin]; task < firsts[end]; ++task) {
-            const int64_t k = task / tiles, left = task % tiles * kTile;
-            const int64_t columns = std::min(kTile, width - left);
-            double sum[kTile] = {};
-            for (int64_t place = listed.firsts[k]; place < listed.firsts[k + 1]; ++place) {
-                const float* row = rows + listed.order[place] * stride + left;
-                for (int64_t j = 0; j < columns; ++j) sum[j] += row[j];
+                        const int32_t* labels, int64_t clusters, const DenseKernels& kernels, int64_t threads,
+                        float* sums, int64_t* counts) {
+    count_rows(labels, count, clusters, counts);
+    const int64_t share = (width + threads - 1) / threads;
+    const int64_t tile = std::max(kNarrowest, std::min(share, kCacheNumbers / clusters));
+    const int64_t tiles = (width + tile - 1) / tile;
+    for_row_ranges(tiles, threads, [&](int64_t begin, int64_t end) {
+        std::vector<double> sum(static_cast<size_t>(clusters * tile));
+        for (int64_t left = begin * tile; left < std::min(end * tile, width); left += tile) {
+            const int64_t columns = std::min(tile, width - left);
+            std::fill(sum.begin(), sum.end(), 0.0);
+            for (int64_t i = 0; i < count; ++i) {
+                kernels.add(rows + i * stride + left, columns, &sum[labels[i] * tile]);
             }
-            std::copy_n(sum, columns, sums + k * width + left);
+            for (int64_t k = 0; k < clusters; ++k) {
+                std::copy_n(&sum[k * tile], columns, sums + k * width + left);
+            }
         }
     });
 }

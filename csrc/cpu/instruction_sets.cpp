@@ -37,6 +37,17 @@ const SparseKernels& sparse_kernels(const std::string& name) {
     return kPlainSparse;
 }
 
+const DenseKernels& dense_kernels(const std::string& name) {
+#if defined(__x86_64__)
+    const RowKernels* chosen = &row_kernels(name);
+    if (chosen == &kAvx512Kernels) return kAvx512Dense;
+    if (chosen == &kAvx2Kernels) return kAvx2Dense;
+#else
+    row_kernels(name);  // refuses unknown names
+#endif
+    return kPlainDense;
+}
+
 const ScreenKernels& screen_kernels(const std::string& name) {
 #if defined(__x86_64__)
     if (&row_kernels(name) == &kAvx512Kernels) return kAvx512Screen;

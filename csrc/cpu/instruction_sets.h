@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "dense_kernels.h"
 #include "row_kernels.h"
 #include "screen_kernels.h"
 #include "sparse_kernels.h"
@@ -19,6 +20,9 @@ const RowKernels& row_kernels(const std::string& name);
 
 // The loops on sparse rows for the same instruction set.
 const SparseKernels& sparse_kernels(const std::string& name);
+
+// The loops on dense rows for the same instruction set.
+const DenseKernels& dense_kernels(const std::string& name);
 
 // The loops of int8 screening; a machine without AVX-512 runs the plain ones.
 const ScreenKernels& screen_kernels(const std::string& name);

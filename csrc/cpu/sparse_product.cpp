@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "nearest.h"
 #include "threads.h"
 
 namespace saerl {
@@ -14,8 +15,7 @@ constexpr int64_t kStretchNumbers = 8192;  // of a panel: 32 KB, two thirds of a
 constexpr int64_t kStretchEntries = 24;    // of one row: fewer, and entering the loop costs more than it does
 
 // Latents in a stretch: what fits into the cache, or more where rows are so sparse that it would be too few.
-template <typename Rows>
-int64_t stretch_length(const Rows& rows, int64_t width) {
+int64_t stretch_length(const SparseRows& rows, int64_t width) {
     const double entries = static_cast<double>(rows.entries()) + 1;
     const double cells = static_cast<double>(rows.rows) * static_cast<double>(rows.latents);
     const double enough = std::min(kStretchEntries * cells / entries, static_cast<double>(rows.latents));
@@ -24,8 +24,8 @@ int64_t stretch_length(const Rows& rows, int64_t width) {
 
 // Calls visit(row, first column, totals) for each row of [begin, end) and each panel, the panels of one row
 // in ascending order.
-template <typename Rows, typename Visit>
-void for_each_panel(const Rows& rows, const Panels& table, const SparseKernels& kernels, int64_t begin,
+template <typename Visit>
+void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKernels& kernels, int64_t begin,
                     int64_t end, const Visit& visit) {
     const int64_t width = table.width;
     const int64_t stretch = stretch_length(rows, width);
@@ -66,18 +66,19 @@ double sum_of_squares(const Row& row) {
     return sum;
 }
 
-}  // namespace
-
-void Nearest::look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count) {
+void look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count,
+             Nearest& nearest) {
     for (int64_t k = 0; k < count; ++k) {
         const float found = bias[first + k] + factor * dots[k];
-        nan |= found != found;
-        if (found < distance) {
-            distance = found;
-            label = static_cast<int32_t>(first + k);
+        nearest.nan |= found != found;
+        if (found < nearest.distance) {
+            nearest.distance = found;
+            nearest.label = static_cast<int32_t>(first + k);
         }
     }
 }
+
+}  // namespace
 
 void sparse_product(const SparseRows& rows, const Panels& table, const SparseKernels& kernels,
                     int64_t threads, float* out) {
@@ -90,15 +91,14 @@ void sparse_product(const SparseRows& rows, const Panels& table, const SparseKer
     });
 }
 
-template <typename Rows>
-void nearest_centroid(const Rows& rows, const Panels& centroids, const float* bias, float factor,
+void nearest_centroid(const SparseRows& rows, const Panels& centroids, const float* bias, float factor,
                       const SparseKernels& kernels, int64_t threads, int32_t* labels, float* distances,
                       double* squares) {
     for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
-        std::vector<Nearest> nearest(static_cast<size_t>(end - begin), Nearest::none());
+        std::vector<Nearest> nearest(static_cast<size_t>(end - begin), none_yet());
         const auto look = [&](int64_t row, int64_t first, const float* totals) {
             const int64_t count = std::min(centroids.width, centroids.columns - first);
-            nearest[row - begin].look_at(totals, bias, factor, first, count);
+            look_at(totals, bias, factor, first, count, nearest[row - begin]);
         };
         for_each_panel(rows, centroids, kernels, begin, end, look);
         for (int64_t row = begin; row < end; ++row) {
@@ -108,10 +108,5 @@ void nearest_centroid(const Rows& rows, const Panels& centroids, const float* bi
         }
     });
 }
-
-template void nearest_centroid(const SparseRows&, const Panels&, const float*, float, const SparseKernels&,
-                               int64_t, int32_t*, float*, double*);
-template void nearest_centroid(const DenseRows&, const Panels&, const float*, float, const SparseKernels&,
-                               int64_t, int32_t*, float*, double*);
 
 }  // namespace saerl

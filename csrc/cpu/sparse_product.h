@@ -36,18 +36,6 @@ struct SparseRows {
     int64_t entries() const { return indptr[rows] - indptr[0]; }
 };
 
-// Dense rows, taken as sparse ones that hold every latent.
-struct DenseRows {
-    const int32_t* columns;  // IN  [latents], which is 0, 1, 2 ...
-    const float* values;     // IN  [rows, latents], rows `stride` apart
-    int64_t rows;
-    int64_t latents;
-    int64_t stride;
-
-    Row row(int64_t i) const { return {columns, values + i * stride, latents}; }
-    int64_t entries() const { return rows * latents; }
-};
-
 // table[j][c] lies at numbers[(c / width * latents + j) * width + c % width]; a multiple of
 // SparseKernels::kPanelStep wide, filled up with zeros.
 struct Panels {
@@ -57,24 +45,12 @@ struct Panels {
     int64_t count() const { return (columns + width - 1) / width; }
 };
 
-// The least of distance[k] = bias[k] + factor * dot[k], ties to the lower k; NaN when one of them is.
-struct Nearest {
-    float distance;
-    int32_t label;
-    bool nan;
-
-    static Nearest none() { return {__builtin_inff(), 0, false}; }
-    void look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count);
-    float result() const { return nan ? __builtin_nanf("") : distance; }
-};
-
 void sparse_product(const SparseRows& rows, const Panels& table, const SparseKernels& kernels,
                     int64_t threads,
                     float* out);  // OUT [rows, columns]
 
-// One cluster per column of `centroids`; for SparseRows and DenseRows.
-template <typename Rows>
-void nearest_centroid(const Rows& rows, const Panels& centroids, const float* bias, float factor,
+// One cluster per column of `centroids`.
+void nearest_centroid(const SparseRows& rows, const Panels& centroids, const float* bias, float factor,
                       const SparseKernels& kernels, int64_t threads,
                       int32_t* labels,   // OUT [rows]
                       float* distances,  // OUT [rows]

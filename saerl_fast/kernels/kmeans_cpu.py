@@ -41,13 +41,14 @@ def assign(rows: Tensor | CsrRows, centroids: Tensor, metric: str, isa: str = "a
     nearest = torch.empty(n_rows, dtype=torch.float32)
     squares = torch.empty(n_rows, dtype=torch.float64)
     panels, width = sparse_cpu.packed(centres.T)
+    # what fills the last panel is never nearest
+    bias = functional.pad(bias, (0, len(panels) * width - len(bias)), value=torch.inf)
     given = native.address(panels), width, len(centres), native.address(bias), factor
     if isinstance(rows, Tensor):
-        every = torch.arange(rows.shape[1], dtype=torch.int32)
         for block in _blocks(rows):
             x = rows[block].float().contiguous()
             native.module().nearest_dense(
-                native.address(every), native.address(x), *x.shape, x.shape[1], *given,
+                native.address(x), *x.shape, x.shape[1], *given,
                 native.address(labels[block]), native.address(nearest[block]), native.address(squares[block]),
                 native.threads(), isa,
             )  # fmt: skip
@@ -70,7 +71,9 @@ def _blocks(rows: Tensor) -> Iterator[slice]:
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 
-def update(rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: int) -> tuple[Tensor, Tensor]:
+def update(
+    rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: int, isa: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """The contract of `ops.kmeans_update`; arguments are checked, none is float64."""
     sums = torch.empty(n_clusters, n_latents, dtype=torch.float32)
     counts = torch.empty(n_clusters, dtype=torch.int64)
@@ -78,7 +81,7 @@ def update(rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: i
     result = native.address(labels), n_clusters, native.address(sums), native.address(counts), native.threads()
     if isinstance(rows, Tensor):
         x = rows.float().contiguous()
-        native.module().sum_dense(native.address(x), *x.shape, x.stride(0), *result)
+        native.module().sum_dense(native.address(x), *x.shape, n_latents, *result, isa)
     else:
         parts = sparse_cpu.in_memory(rows)
         native.module().sum_sparse(*(native.address(part) for part in parts), len(labels), n_latents, *result)

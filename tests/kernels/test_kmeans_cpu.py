@@ -37,6 +37,56 @@ def test_whole_numbers_are_exact(shape, isa):
     assert torch.equal(labels.long(), distance.min(dim=1).indices)  # ties to the lower cluster
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("n_clusters", [1, 15, 16, 33, 64, 65, 200])
+@pytest.mark.parametrize("n_latents", [1, 7, 130, 700])
+def test_whole_numbers_are_exact_on_dense_rows(n_latents, n_clusters, isa):
+    # 1 to 13 rows: groups of six that are not full; 50: more than one block of rows
+    for n_rows in (*range(1, 14), 50):
+        x, centroids = grid(n_rows, n_latents, seed=n_rows), grid(n_clusters, n_latents)
+        distance = (x.double()[:, None] - centroids.double()).square().sum(dim=2)
+        labels, score = kmeans_cpu.assign(x, centroids, "euclidean", isa)
+        assert torch.equal(labels.long(), distance.min(dim=1).indices)  # ties to the lower cluster
+        assert torch.equal(score.double(), distance.min(dim=1).values)
+        sums, counts = kmeans_cpu.update(x, labels, n_clusters, n_latents, isa)
+        member = torch.nn.functional.one_hot(labels.long(), n_clusters).double()
+        assert torch.equal(sums.double(), member.T @ x.double())
+        assert torch.equal(counts, member.sum(dim=0).long())
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_instruction_sets_differ_by_rounding_only_on_dense_rows(metric):
+    x, centroids = normal(300, 333), normal(70, 333, seed=2)
+    got = {isa: kmeans_cpu.assign(x, centroids, metric, isa) for isa in SETS}
+    for labels, score in got.values():
+        assert torch.equal(labels, got["plain"][0])
+        torch.testing.assert_close(score, got["plain"][1], rtol=1e-6, atol=1e-6)
+    if {"avx512", "avx2"} <= set(SETS):
+        assert torch.equal(got["avx512"][1], got["avx2"][1])
+    sums = [kmeans_cpu.update(x, got["plain"][0], 70, 333, isa)[0] for isa in SETS]
+    assert all(torch.equal(one, sums[0]) for one in sums)  # nothing but additions, in one order
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_of_one_dense_row_stays_in_it(bad, isa):
+    x, centroids = normal(13, 40), normal(70, 40, seed=2)
+    wanted = kmeans_cpu.assign(x, centroids, "euclidean", isa)
+    x[8, 3] = bad
+    labels, score = kmeans_cpu.assign(x, centroids, "euclidean", isa)
+    others = torch.arange(13) != 8
+    assert score[8].isnan()
+    assert torch.equal(labels[others], wanted[0][others])
+    assert torch.equal(score[others], wanted[1][others])
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_a_tie_between_panels_goes_to_the_lower_cluster(isa):
+    x, centroids = grid(20, 30), grid(50, 30, seed=2).repeat(4, 1)
+    labels, _ = kmeans_cpu.assign(x, centroids, "euclidean", isa)
+    assert labels.max() < 50
+
+
 @pytest.mark.parametrize("share", [0.01, 0.2, 0.9])
 def test_instruction_sets_differ_by_rounding_only(share):
     rows, table = rounding_rows(100, 900, share), normal(900, 100)
@@ -121,6 +171,6 @@ def test_rows_out_of_order_give_the_same_sums():
 def test_the_compiled_side_guards_itself():
     labels, counts = torch.tensor([0, 5], dtype=torch.int32), torch.zeros(5, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels must name clusters"):
-        native.module().sum_dense(0, 2, 0, 0, labels.data_ptr(), 5, 0, counts.data_ptr(), 1)
+        native.module().sum_dense(0, 2, 0, 0, labels.data_ptr(), 5, 0, counts.data_ptr(), 1, "auto")
     with pytest.raises(ValueError, match="panels must be 16, 32, 48 or 64 wide"):
         native.module().multiply_sparse(0, 0, 0, 0, 3, 0, 65, 3, 0, 1, "auto")
