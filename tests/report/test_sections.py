@@ -90,19 +90,19 @@ def test_clusters_by_hand(tmp_path):
 
 def test_quality_against_the_truth_by_hand(tmp_path):
     defect = np.array([True, False, False, True, False, True])
-    view = quality_view(make_run(tmp_path, defect=defect, quality=[0.1, 0.2, 0.8, 0.9, 0.7, 0.0], drop_lowest=0.4))
+    view = quality_view(make_run(tmp_path, defect=defect, quality=[0.1, 0.2, 0.8, 0.75, 0.7, 0.0], drop_lowest=0.4))
     assert (view["dropped"], view["rows"], view["threshold"]) == (2, 5, 0.7)
     truth = view["truth"]
     assert (truth["faulty"], truth["hits"]) == (2, 1)  # a and b are dropped; a and d are defective; f was never read
     assert (truth["precision"], truth["recall"], truth["by_chance"]) == (0.5, 0.5, pytest.approx(0.8))
-    assert truth["auc"] == pytest.approx(3 / 6)  # a is below all three sound rows, d above them
+    assert truth["auc"] == pytest.approx(4 / 6)  # a is below all three sound rows, d below one
     lowest = [(row["id"], row["dropped"], row["faulty"]) for row in view["lowest"]]
     assert lowest == [
         ("a", True, True),
         ("b", True, False),
         ("e", False, False),
-        ("c", False, False),
         ("d", False, True),
+        ("c", False, False),
     ]
     nothing = quality_view(make_run(tmp_path, quality=[0.1, 0.2, 0.8, 0.9, 0.7, 0.0]))
     assert (nothing["dropped"], nothing["threshold"], nothing["truth"]) == (0, None, None)
@@ -220,6 +220,9 @@ def test_figures_as_people_read_them():
     assert shortened("a  b\nc") == "a b c"
     assert shortened("word " * 100, 20) == "word word word …"
     assert shortened("x" * 100, 20) == "x" * 19 + " …"
+    assert gap_in_words(-0.7, 1.0) == "within one standard error"
+    assert gap_in_words(1.5, 1.0).startswith("between one and two")
+    assert gap_in_words(-2.5, 1.0) == "2.5 standard errors"
     assert gap_in_words(0.1, 0.0) == "no standard error is known"
 
 
