@@ -65,8 +65,8 @@ def calibration_picture(bins: Mapping[str, Any]) -> Picture:
                 axes.set_axis_off()
                 continue
             _panel(axes, kinds[number], bins[kinds[number]], across, up)
-        canvas.supxlabel("mean predicted", fontsize=11, color=MUTED)
-        canvas.supylabel("mean observed", fontsize=11, color=MUTED)
+        canvas.supxlabel("mean predicted", fontsize=12, color=MUTED)
+        canvas.supylabel("mean observed", fontsize=12, color=MUTED)
 
     spans = [f"{KINDS[kind]} observed {_span(bins[kind])}" for kind in kinds]
     label = f"Mean observed against mean predicted difficulty in bins of held-out rows. {'; '.join(spans)}."
@@ -84,7 +84,7 @@ def _panel(
     axes.errorbar(found["predicted"], means, yerr=errors, fmt="none", ecolor=colour, elinewidth=1, alpha=0.55)
     axes.plot(found["predicted"], means, color=colour, marker="o", ms=3.5, lw=1.2)
     axes.set(xlim=across, ylim=up)
-    axes.set_title(SHORT[kind], fontsize=10.5, color=INK if ours else MUTED)
+    axes.set_title(SHORT[kind], fontsize=11.5, color=INK if ours else MUTED)
     axes.tick_params(length=0)
     axes.locator_params(nbins=4)
 
