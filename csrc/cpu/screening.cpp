@@ -11,7 +11,7 @@ namespace saerl {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kSlack = 512;  // columns a row may keep beyond 2 k before its floor is raised
+constexpr int64_t kSlack = 192;  // room beyond half as much again as a row holds when its floor was raised
 
 }  // namespace
 
@@ -67,7 +67,7 @@ void RunningScreen::cut_back(Row& row) const {
         row.held = kept;
     }
     row.whole = row.held > limit_;
-    const size_t room = row.whole ? 0 : static_cast<size_t>(2 * std::max(row.held, k_) + kSlack);
+    const size_t room = row.whole ? 0 : static_cast<size_t>(std::max(row.held, k_) * 3 / 2 + kSlack);
     if (row.whole || room > row.columns.size()) {
         row.likely.resize(room);
         row.upper.resize(room);

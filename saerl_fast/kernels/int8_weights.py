@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -100,16 +101,16 @@ class Int8WeightsCache:
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[object, ...], Int8Weights] = OrderedDict()
 
-    def get(self, w_enc: Tensor, sample: Tensor) -> Int8Weights:
-        """The weights prepared for w_enc; the sample (centred rows [N, D]) decides where there are none yet."""
+    def get(self, w_enc: Tensor, sample_rows: int, sample: Callable[[], Tensor]) -> Int8Weights:
+        """The weights prepared for w_enc. Where there are none yet, `sample` is asked for centred rows [N, D]."""
         w_enc = w_enc.detach().contiguous()
         key = (w_enc.data_ptr(), tuple(w_enc.shape), w_enc.dtype, fingerprint(w_enc))
         with self._lock:
             found = self._kept.get(key)
-            if found is not None and not _too_small(found.sample_rows, len(sample)):
+            if found is not None and not _too_small(found.sample_rows, sample_rows):
                 self._kept.move_to_end(key)
                 return found
-        prepared = prepare(w_enc, sample)
+        prepared = prepare(w_enc, sample())
         with self._lock:
             # what was prepared from this memory before is stale
             for other in [other for other in self._kept if other[0] == key[0]]:
@@ -127,9 +128,9 @@ class Int8WeightsCache:
 def prepare(w_enc: Tensor, sample: Tensor) -> Int8Weights:
     """Quantise w_enc [M, D], contiguous, with the channels balanced for activations like `sample` [N, D]."""
     w = w_enc.float()
-    exponents = balance(sample[:SAMPLE_ROWS], w)
+    exponents = balance(sample, w)
     shift = torch.zeros(w.shape[1], dtype=torch.float64)
-    return Int8Weights(w, quantise(w, shift, exponents), exponents, min(len(sample), SAMPLE_ROWS))
+    return Int8Weights(w, quantise(w, shift, exponents), exponents, len(sample))
 
 
 def fingerprint(tensor: Tensor) -> int:

@@ -114,7 +114,8 @@ def encode(
     if n_rows == 0:
         return values, indices
     shift = torch.zeros(x.shape[1]) if b_dec is None else b_dec.float().contiguous()
-    weights = CACHE.get(w_enc, _rows(x, row_index, slice(0, min(n_rows, SAMPLE_ROWS))) - shift)
+    sample = slice(0, min(n_rows, SAMPLE_ROWS))
+    weights = CACHE.get(w_enc, sample.stop, lambda: _rows(x, row_index, sample) - shift)
     bias = b_enc.float().contiguous()
     scale = None if scale is None else scale.float().contiguous()
     latents = latent_terms(weights.rows, bias, scale)
