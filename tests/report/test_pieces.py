@@ -157,7 +157,8 @@ def test_a_broken_piece_is_named_and_no_page_is_written(part, file, change, erro
 
 
 def test_a_run_that_is_still_going(part):
-    run = part("grpo")
+    run = part("grpo", "labels")
+    (run / "labels" / "labels.jsonl").unlink()
     path = run / "grpo" / "plan"
     (path / "done.json").unlink()
     with_value("after", value=None)(path / "eval.json")
@@ -167,6 +168,8 @@ def test_a_run_that_is_still_going(part):
     assert "unfinished" in text
     assert "3 of 4" in text
     assert "so nothing is compared" in text
+    assert "5 of 6 parts are absent" in text
+    assert "pass rates: saerl label" in text
 
 
 def test_a_folder_that_was_moved_finds_its_texts_beside(part, whole_run, tmp_path):
