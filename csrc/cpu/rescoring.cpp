@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "threads.h"
@@ -9,7 +10,7 @@
 namespace saerl {
 namespace {
 
-constexpr int64_t kWholeRows = 64;  // rows whose scores [rows, latents] are held at a time
+constexpr int64_t kWholeRows = 16;  // rows whose scores [rows, latents] are held at a time
 
 struct Pair {
     Candidate* candidate;
@@ -78,18 +79,42 @@ void Rescoring::score(const std::vector<RowCandidates>& rows) const {
     });
 }
 
+double Rescoring::float_score_of(int64_t row, int64_t latent, int64_t next_row) const {
+    const float* w = encoder_.w + latent * encoder_.width;
+    const float* shift = encoder_.float_shift;
+    return score_of_dot(kernels_.float_dot(row_of(row), shift, w, encoder_.width, row_of(next_row)), latent);
+}
+
 void Rescoring::score_in_float32(const std::vector<RowCandidates>& rows) const {
     const std::vector<Pair> pairs = by_latent(rows, encoder_.latents);
     for_row_ranges(static_cast<int64_t>(pairs.size()), threads_, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
-            const Pair& pair = pairs[n];
-            const float* next = row_of(pairs[n + 1 < end ? n + 1 : n].row);
-            const float* w = encoder_.w + pair.latent * encoder_.width;
-            const float dot =
-                kernels_.float_dot(row_of(pair.row), encoder_.float_shift, w, encoder_.width, next);
-            pair.candidate->score = score_of_dot(dot, pair.latent);
+            const int64_t next_row = pairs[n + 1 < end ? n + 1 : n].row;
+            pairs[n].candidate->score = float_score_of(pairs[n].row, pairs[n].latent, next_row);
         }
     });
+}
+
+double Rescoring::float_error(int64_t row, int64_t latent, double score) const {
+    const double length =
+        static_cast<double>(encoder_.size[row]) * static_cast<double>(encoder_.reach[latent]);
+    return float_dot_error(encoder_.width) * length + 0x1p-50 * std::fabs(score);
+}
+
+std::vector<Candidate> Rescoring::reaching(int64_t row, const double* scores, int64_t k) const {
+    std::vector<double> lower(static_cast<size_t>(encoder_.latents));
+    for (int64_t j = 0; j < encoder_.latents; ++j) {
+        const double least = scores[j] - float_error(row, j, scores[j]);
+        // a bound that is not a number bounds nothing
+        lower[j] = std::isnan(least) ? -std::numeric_limits<double>::infinity() : least;
+    }
+    std::nth_element(lower.begin(), lower.begin() + (k - 1), lower.end(), std::greater<double>());
+    std::vector<Candidate> kept;
+    for (int64_t j = 0; j < encoder_.latents; ++j) {
+        const bool below = scores[j] + float_error(row, j, scores[j]) < lower[k - 1];
+        if (!below) kept.push_back({0, 0, static_cast<int32_t>(j), 0});
+    }
+    return kept;
 }
 
 void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu, float* values,
@@ -97,26 +122,28 @@ void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool re
     const int64_t total = static_cast<int64_t>(rows.size()), latents = encoder_.latents;
     for (int64_t first = 0; first < total; first += kWholeRows) {
         const int64_t count = std::min(kWholeRows, total - first);
+        const int64_t* chosen = rows.data() + first;
         std::vector<double> scores(static_cast<size_t>(count * latents));
         for_row_ranges(latents, threads_, [&](int64_t begin, int64_t end) {
-            WideRow wide(encoder_.width);
-            double* w = wide.data();
             for (int64_t j = begin; j < end; ++j) {
-                kernels_.widen(encoder_.w + j * encoder_.width, encoder_.width, w);
                 for (int64_t n = 0; n < count; ++n) {
-                    const int64_t next_row = rows[first + (n + 1 < count ? n + 1 : 0)];
-                    scores[n * latents + j] = score_of(rows[first + n], j, w, next_row);
+                    scores[n * latents + j] = float_score_of(chosen[n], j, chosen[n + 1 < count ? n + 1 : 0]);
                 }
             }
         });
+        std::vector<std::vector<Candidate>> kept(static_cast<size_t>(count));
         for_row_ranges(count, threads_, [&](int64_t begin, int64_t end) {
-            std::vector<Candidate> all(static_cast<size_t>(latents));
+            for (int64_t n = begin; n < end; ++n)
+                kept[n] = reaching(chosen[n], scores.data() + n * latents, k);
+        });
+        std::vector<RowCandidates> pairs;
+        for (int64_t n = 0; n < count; ++n) {
+            pairs.push_back({chosen[n], kept[n].data(), kept[n].data() + kept[n].size()});
+        }
+        score(pairs);
+        for_row_ranges(count, threads_, [&](int64_t begin, int64_t end) {
             for (int64_t n = begin; n < end; ++n) {
-                for (int64_t j = 0; j < latents; ++j) {
-                    all[j] = {0, 0, static_cast<int32_t>(j), scores[n * latents + j]};
-                }
-                const int64_t row = rows[first + n];
-                write_best(all, k, relu, values + row * k, columns + row * k);
+                write_best(kept[n], k, relu, values + chosen[n] * k, columns + chosen[n] * k);
             }
         });
     }

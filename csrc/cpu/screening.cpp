@@ -115,17 +115,14 @@ void RunningScreen::prove(Row& row) const {
 }
 
 // Leave out what float32 scores rule out, and hold these against the bounds too.
-void RunningScreen::sift(Row& row, const Encoder& encoder, float size, ScreenCounts& counts) const {
-    const auto rest = row.candidates.begin() + k_;
-    const double length = float_dot_error(encoder.width) * static_cast<double>(size);
-    const auto error = [&](const Candidate& c) {
-        return length * static_cast<double>(encoder.reach[c.column]) + 0x1p-50 * std::fabs(c.score);
-    };
-    counts.sieved = row.candidates.end() - rest;
-    counts.outside = std::count_if(rest, row.candidates.end(),
-                                   [&](const Candidate& c) { return c.score - error(c) > c.upper; });
+void RunningScreen::sift(Row& row, int64_t i, const Rescoring& rescoring, ScreenCounts& counts) const {
+    const auto rest = row.candidates.begin() + k_, end = row.candidates.end();
+    const auto error = [&](const Candidate& c) { return rescoring.float_error(i, c.column, c.score); };
+    counts.sieved = end - rest;
+    counts.outside =
+        std::count_if(rest, end, [&](const Candidate& c) { return c.score - error(c) > c.upper; });
     const auto below = [&](const Candidate& c) { return c.score + error(c) < row.proved; };
-    row.candidates.erase(std::remove_if(rest, row.candidates.end(), below), row.candidates.end());
+    row.candidates.erase(std::remove_if(rest, end, below), end);
 }
 
 // Some of the candidates of each row that is screened.
@@ -151,7 +148,7 @@ ScreenCounts RunningScreen::finish(const Encoder& encoder, float* values, int32_
     };
     rescoring.score_in_float32(candidates(beyond_best));
     std::vector<ScreenCounts> counts(rows_.size());
-    for_screened(threads, [&](int64_t i, Row& row) { sift(row, encoder, encoder.size[i], counts[i]); });
+    for_screened(threads, [&](int64_t i, Row& row) { sift(row, i, rescoring, counts[i]); });
     rescoring.score(candidates(beyond_best));
     for_screened(threads, [&](int64_t i, Row& row) {
         tally(row.candidates, counts[i]);

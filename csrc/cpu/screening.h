@@ -14,7 +14,7 @@
 // Scores are float64 sums in one fixed order, so a value depends on its row and its latent alone: not on the
 // batch, the number of threads, the instruction set or the bounds. Scoring goes latent by latent, so that each row
 // of w is read once and x stays in the cache. A row that cannot be screened, or keeps more than `limit` columns, is
-// scored whole too, by the same sums. Every score is checked against its bounds: one outside of them is counted and means
+// scored whole too: all latents in float32, the rest as above. Every score is checked against its bounds: one outside of them is counted and means
 // that the products were wrong.
 //
 // Descending; ties to the lower column; a row with a NaN score gives NaN values and columns 0..k-1.
@@ -54,7 +54,7 @@ struct Encoder {
     const float* w;            // IN  [latents, width]
     const float* bias;         // IN  [latents]
     const float* scale;        // IN  [latents] or null
-    const float* size;         // IN  [rows]     as in RowTerms
+    const float* size;         // IN  [rows]     as in RowTerms, infinite for rows that cannot be screened
     const float* reach;        // IN  [latents]  as in ProductBlock
     int64_t width;
     int64_t latents;
@@ -82,6 +82,8 @@ struct RowCandidates {
     Candidate* begin;  // INOUT
     Candidate* end;
 };
+
+class Rescoring;
 
 class RunningScreen {
   public:
@@ -118,7 +120,7 @@ class RunningScreen {
     void cut_back(Row& row) const;
     void choose(Row& row) const;
     void prove(Row& row) const;
-    void sift(Row& row, const Encoder& encoder, float size, ScreenCounts& counts) const;
+    void sift(Row& row, int64_t i, const Rescoring& rescoring, ScreenCounts& counts) const;
     void for_screened(int64_t threads, const std::function<void(int64_t, Row&)>& body);
     template <typename Choose>
     std::vector<RowCandidates> candidates(const Choose& choose);

@@ -21,6 +21,7 @@ outside are scored whole, latents outside are scored for every row.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ MOST_SURVIVORS = 8192
 
 PAYS_NOT = "the float32 product is faster for so few channels or latents, or so many kept ones"
 """Why `pays` said no."""
+
+MANY_WHOLE = 0.25
+"""Share of a block's rows scored whole beyond which screening is slower than backend `cpu`."""
 
 CACHE = Int8WeightsCache()
 
@@ -162,9 +166,10 @@ def _absorb_all(
 
 
 def row_terms(x: QuantisedRows) -> RowTerms:
-    """Step, |dy| + SLACK |y| and |y|; never zero, so that an unbounded latent stays one."""
+    """Step, |dy| + SLACK |y| and |y|; the second never zero, so that an unbounded latent stays one."""
     spread = ((x.errors + SLACK * x.norms) * (1 + SLACK)).clamp(min=2.0**-100)
-    return RowTerms(x.steps, spread.float(), (x.norms * (1 + SLACK)).float())
+    size = torch.where(x.steps.isnan(), torch.inf, x.norms * (1 + SLACK))
+    return RowTerms(x.steps, spread.float(), size.float())
 
 
 def latent_terms(w: QuantisedRows, bias: Tensor, scale: Tensor | None) -> LatentTerms:
@@ -190,6 +195,15 @@ def survivors_limit(k: int, n_latents: int) -> int:
     return max(4 * k, min(n_latents // 4, MOST_SURVIVORS))
 
 
+@functools.cache
+def _warn_of_whole_rows() -> None:
+    logger.warning(
+        "topk_encode: more than %d %% of the rows of a block could not be screened by int8 products and were scored "
+        "whole: correct, but slower than backend='cpu'. The rows may lie far from b_dec, or hold few distinct scores",
+        100 * MANY_WHOLE,
+    )
+
+
 def _count(rows: int, result: native.ScreenResult) -> None:
     global _counts
     if result.outside:
@@ -198,6 +212,8 @@ def _count(rows: int, result: native.ScreenResult) -> None:
             f"{result.sieved + result.scored} scores lie outside of their proved bounds. "
             f"Use backend='cpu', and report torch.__config__.show()"
         )
+    if result.whole > MANY_WHOLE * rows:
+        _warn_of_whole_rows()
     with _counts_lock:
         _counts = ScreeningCounts(
             _counts.rows + rows,

@@ -4,6 +4,7 @@
 """
 
 from saerl_fast.codes import CsrRows, TopKCodes
+from saerl_fast.kernels.topk_int8 import ScreeningCounts, screening_counts
 from saerl_fast.ops.choice import backend
 from saerl_fast.ops.encode import threshold_encode, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update
@@ -11,12 +12,14 @@ from saerl_fast.ops.rows import decode, project, segment_pool
 
 __all__ = [
     "CsrRows",
+    "ScreeningCounts",
     "TopKCodes",
     "backend",
     "decode",
     "kmeans_assign",
     "kmeans_update",
     "project",
+    "screening_counts",
     "segment_pool",
     "threshold_encode",
     "topk_encode",

@@ -356,3 +356,33 @@ def test_instruction_sets_give_the_same_bits(isa, monkeypatch):
     torch.testing.assert_close(quantised.errors, error, rtol=1e-12, atol=0)
     torch.testing.assert_close(quantised.norms, arguments["x"].double().norm(dim=1), rtol=1e-12, atol=0)
     assert (quantised.q[:, 193:] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def minilm_encoder(real, minilm):
+    """2,048 token activations of MATH problems and the encoder that was trained on such."""
+    from saerl_fast.extract.inputs import read_table
+    from saerl_fast.extract.reader import make_reader
+    from saerl_fast.extract.stream import stream_activations
+    from saerl_fast.formats.sae_lens import load_sae
+
+    sae = load_sae(real / "models" / "minilm-l4-topk32-4096")
+    texts = [row["problem"] for row in read_table(str(real / "data" / "math_train.jsonl.gz"))[:400]]
+    reader = make_reader(minilm, sae)
+    x = next(stream_activations(texts, reader, batch_rows=2048, buffer_rows=8192, max_length=256))
+    return {"x": sae.prepare(x), "w_enc": sae.w_enc, "b_enc": sae.b_enc, "b_dec": sae.b_dec, "scale": sae.latent_scale}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("change", [lambda arguments: arguments, massive], ids=["plain", "massive"])
+def test_real_activations(minilm_encoder, change):
+    arguments = change(minilm_encoder)
+    int8_weights_cache_is_cold()
+    before = screening_counts()
+    codes, whole, _ = whole_rows(lambda: encode(arguments, 32))
+    assert_best(codes, scores(arguments), 32)
+    after = screening_counts()
+    # most rows are screened, and in these most latents are ruled out by the bytes alone
+    assert whole <= 0.05 * 2048
+    assert after.sieved - before.sieved + after.scored - before.scored < 0.15 * 2048 * 4096
+    assert after.worst <= 1
