@@ -3,6 +3,7 @@
 from saerl_fast.signals.difficulty import DifficultyProxy
 from saerl_fast.signals.held_out import NearChanceWarning
 from saerl_fast.signals.kmeans import StreamingKMeans
+from saerl_fast.signals.projection import FeatureProjection
 from saerl_fast.signals.quality import QualityProbe
 
-__all__ = ["DifficultyProxy", "NearChanceWarning", "QualityProbe", "StreamingKMeans"]
+__all__ = ["DifficultyProxy", "FeatureProjection", "NearChanceWarning", "QualityProbe", "StreamingKMeans"]

@@ -53,21 +53,39 @@ class ClusterRows:
         """Distances [S, C] to every one of a few centroids, as in `assign`, and exactly 0 where rounding rules."""
         if len(self) == 0:
             return np.zeros((0, len(centroids)), dtype=np.float32)
-        columns = torch.from_numpy(np.ascontiguousarray(centroids.T))
-        products = project(self.tensor, columns) if isinstance(self.tensor, CsrRows) else self.tensor @ columns
-        inner = products.numpy().astype(np.float64)
-        own, other = self.square_norms[:, None], np.square(centroids.astype(np.float64)).sum(axis=1)
-        if self.metric == "cosine":
-            # centroids here are unit or zero, as the rows are
-            far = 1 - inner
-            near = far <= ROUNDING
+        points = torch.from_numpy(np.ascontiguousarray(centroids))
+        if isinstance(self.tensor, Tensor):
+            products = points @ self.tensor.T
         else:
-            far = own - 2 * inner + other
-            near = far <= ROUNDING * (own + other)
-        far[near] = 0
-        # what overflows becomes infinite, and is refused once rows are assigned
-        with np.errstate(over="ignore"):
-            return far.astype(np.float32)
+            products = project(self.tensor, points.T.contiguous()).T
+        # a row per centroid: long runs are what numpy is quick at
+        far: NDArray[np.float32] = np.ascontiguousarray(products.numpy())
+        # what overflows becomes infinite or NaN, and is refused once rows are assigned
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.metric == "cosine":
+                # centroids here are unit or zero, as the rows are
+                np.subtract(1, far, out=far)
+                far[far <= ROUNDING] = 0
+            else:
+                other = np.square(centroids.astype(np.float64)).sum(axis=1)
+                scale = self.square_norms.astype(np.float32) + other.astype(np.float32)[:, None]
+                far *= -2
+                far += scale
+                far[far <= ROUNDING * scale] = 0
+        return far.T
+
+    def take(self, rows: NDArray[np.int64]) -> ClusterRows:
+        """Some of the rows, in the order given."""
+        chosen = torch.from_numpy(rows)
+        shape, squares = (len(rows), self.shape[1]), self.square_norms[rows]
+        if isinstance(self.tensor, Tensor):
+            return ClusterRows(self.tensor[chosen], shape, squares, self.metric)
+        indptr, indices, values = self.tensor
+        lengths = indptr.diff()[chosen]
+        starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        # entry e of the result lies at e - (its row's start there) + (its row's start here)
+        entries = torch.arange(int(starts[-1])) + (indptr[chosen] - starts[:-1]).repeat_interleave(lengths)
+        return ClusterRows(CsrRows(starts, indices[entries], values[entries]), shape, squares, self.metric)
 
     def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """A few rows as a dense array."""

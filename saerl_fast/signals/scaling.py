@@ -70,6 +70,16 @@ def scale_columns(rows: sparse.csr_array, factor: NDArray[np.float64]) -> sparse
     return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 
 
+def scale_rows(rows: sparse.csr_array) -> sparse.csr_array:
+    """Each row divided by its length, in float32; a zero row stays zero."""
+    n_rows = rows.shape[0]
+    entries = np.diff(rows.indptr)
+    squares = np.square(rows.data, dtype=np.float64)
+    length = np.sqrt(np.bincount(np.repeat(np.arange(n_rows), entries), weights=squares, minlength=n_rows))
+    data = rows.data * np.repeat(inverse_or_zero(length).astype(np.float32), entries)
+    return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
+
+
 def mean_square_norm(rows: sparse.csr_array | NDArray[np.float32]) -> float:
     """The mean over the rows of |x|^2."""
     values = rows.data if sparse.issparse(rows) else np.ravel(rows)

@@ -11,37 +11,57 @@ from numpy.typing import NDArray
 from saerl_fast.errors import InputError
 from saerl_fast.signals.cluster_rows import ClusterRows
 
+SAMPLE_PER_CLUSTER, SAMPLE_LEAST = 64, 8192
+"""Rows that seeds are drawn from: so many per cluster, and no fewer than the second number."""
+
 
 def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """n_clusters different rows as centroids [K, M], each drawn with a chance in proportion to its distance.
 
-    Of 2 + ln K draws, the one that leaves the least total distance is taken. Raises InputError when there are
-    fewer rows, or fewer different rows, than clusters.
+    Of 2 + ln K draws, the one that leaves the least total distance is taken. Where there are more than twice
+    SAMPLE_PER_CLUSTER K rows and twice SAMPLE_LEAST, a sample of the rows stands for all. Raises InputError when there
+    are fewer rows, or fewer different rows, than clusters.
     """
     if len(rows) < n_clusters:
         raise InputError(
             f"StreamingKMeans: n_clusters={n_clusters} needs at least that many rows; got n_samples={len(rows)}. "
             "Pass more rows or ask for fewer clusters"
         )
+    n_sample = max(SAMPLE_PER_CLUSTER * n_clusters, SAMPLE_LEAST)
+    if 2 * n_sample < len(rows):
+        sample = rows.take(np.sort(rng.choice(len(rows), n_sample, replace=False)))
+        chosen = far_rows(sample, n_clusters, rng)
+        if len(chosen) == n_clusters:
+            return sample.pick(np.array(chosen))
+    # all rows, also where the sample held too few different ones
+    chosen = far_rows(rows, n_clusters, rng)
+    if len(chosen) < n_clusters:
+        raise InputError(
+            f"StreamingKMeans: n_clusters={n_clusters}, but the {len(rows)} rows hold only {len(chosen)} "
+            f"different {'directions' if rows.metric == 'cosine' else 'points'}, as far as float32 tells. "
+            "Ask for fewer clusters or remove duplicates"
+        )
+    return rows.pick(np.array(chosen))
+
+
+def far_rows(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> list[int]:
+    """Up to n_clusters different rows; fewer where no row is left that differs from all that were chosen."""
     n_trials = 2 + int(math.log(n_clusters))
     nearest = rows.may_seed.astype(np.float32)
+    # rows that cannot be seeds stay at distance 0
+    limit = np.where(rows.may_seed, np.float32(np.inf), np.float32(0))
     chosen: list[int] = []
     while len(chosen) < n_clusters:
         trials = draw(nearest, n_trials if chosen else 1, rng)
         if len(trials) == 0:
-            raise InputError(
-                f"StreamingKMeans: n_clusters={n_clusters}, but the {len(rows)} rows hold only {len(chosen)} "
-                f"different {'directions' if rows.metric == 'cosine' else 'points'}, as far as float32 tells. "
-                "Ask for fewer clusters or remove duplicates"
-            )
-        left = rows.distances(rows.pick(trials)) * rows.may_seed[:, None]
-        if chosen:
-            left = np.minimum(nearest[:, None], left)
-        left[trials, np.arange(len(trials))] = 0
-        best = int(left.sum(axis=0, dtype=np.float64).argmin())
+            break
+        # [trials, S]: the distances that would be left
+        left = np.minimum(limit, rows.distances(rows.pick(trials)).T)
+        left[np.arange(len(trials)), trials] = 0
+        best = int(left.sum(axis=1, dtype=np.float64).argmin())
         chosen.append(int(trials[best]))
-        nearest = left[:, best]
-    return rows.pick(np.array(chosen))
+        nearest = limit = left[best]
+    return chosen
 
 
 def draw(weights: NDArray[Any], n_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:

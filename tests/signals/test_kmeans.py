@@ -302,3 +302,31 @@ class TestSeeding:
             prepared = cluster_rows(rows, "euclidean", "none")
             seeds = seed_centroids(prepared, 10, np.random.default_rng(seed))
             assert sorted(seeds.argmax(axis=1)) == list(range(10))
+
+    def test_a_sample_of_many_rows_is_enough(self, monkeypatch):
+        monkeypatch.setattr("saerl_fast.signals.seeding.SAMPLE_LEAST", 200)
+        rows = planted.clusters(3000, 60, 4)[0]
+        seen = []
+        monkeypatch.setattr(
+            ClusterRows,
+            "take",
+            lambda rows, chosen, take=ClusterRows.take: (seen.append(len(chosen)), take(rows, chosen))[1],
+        )
+        seeds = seed_centroids(cluster_rows(sparse.csr_array(rows), "cosine", "none"), 4, np.random.default_rng(0))
+        assert seen == [4 * 64]
+        assert len(np.unique(StreamingKMeans(4, random_state=0).fit(rows).predict(seeds))) == 4
+        # equal rows but for three: no sample holds them all, so all rows are looked at
+        few = np.ones((3000, 2), dtype=np.float32)
+        few[[10, 1000, 2000]] = [[1, 5], [5, 1], [9, 9.5]]
+        seeds = seed_centroids(cluster_rows(few, "euclidean", "none"), 4, np.random.default_rng(0))
+        assert len(np.unique(seeds, axis=0)) == 4
+
+    @pytest.mark.parametrize("as_sparse", [True, False])
+    def test_rows_taken_are_the_rows(self, as_sparse):
+        rows = planted.pooled(60, 20)
+        prepared = cluster_rows(sparse.csr_array(rows) if as_sparse else rows.toarray(), "cosine", "none")
+        chosen = np.array([3, 59, 0, 3])
+        taken = prepared.take(chosen)
+        assert np.array_equal(taken.pick(np.arange(4)), prepared.pick(chosen))
+        assert np.array_equal(taken.square_norms, prepared.square_norms[chosen])
+        assert taken.shape == (4, 20)

@@ -1,0 +1,211 @@
+"""FeatureProjection: against scikit-learn's TfidfTransformer and TruncatedSVD, its edges, and k-means behind it."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from saerl_fast.errors import InputError, NonFiniteError
+from saerl_fast.signals import FeatureProjection, StreamingKMeans
+from saerl_fast.signals.leading_directions import leading_directions
+from tests.signals import planted
+
+
+@parametrize_with_checks([FeatureProjection(), FeatureProjection(3, value_transform="none", n_iter=0)])
+def test_scikit_learn_check(estimator, check):
+    check(estimator)
+
+
+def tfidf(rows):
+    """scikit-learn's weights of the square roots."""
+    return TfidfTransformer().fit_transform(rows.sqrt().astype(np.float64))
+
+
+def low_rank(n_rows, width, rank, seed=0):
+    """Sparse rows of exactly this rank: multiples of a few sparse directions that share no feature."""
+    rng = np.random.default_rng(seed)
+    directions = rng.gamma(2, 1, (rank, width)) * (np.arange(width) % rank == np.arange(rank)[:, None])
+    return sparse.csr_matrix((directions[np.arange(n_rows) % rank]).astype(np.float32))
+
+
+class TestAgainstScikitLearn:
+    def test_weights(self):
+        rows = planted.pooled(300, 80)
+        found = FeatureProjection(5, random_state=0).fit(rows)
+        np.testing.assert_allclose(found.idf_, TfidfTransformer().fit(rows.astype(np.float64)).idf_, rtol=1e-12)
+
+    @pytest.mark.parametrize("shape", [(300, 80), (60, 200)])
+    def test_singular_values_and_directions(self, shape):
+        rows = planted.clusters(*shape, n_clusters=5)[0]
+        found = FeatureProjection(5, n_iter=6, random_state=0).fit(rows)
+        weighted = tfidf(rows)
+        wanted = TruncatedSVD(5, algorithm="arpack", random_state=0).fit(weighted)
+        np.testing.assert_allclose(found.singular_values_, wanted.singular_values_, rtol=1e-5)
+        np.testing.assert_allclose(np.abs(found.components_ @ wanted.components_.T), np.eye(5), atol=2e-3)
+        projected = found.transform(rows)
+        np.testing.assert_allclose(projected, weighted @ found.components_.T, atol=1e-6)
+        signs = np.sign((found.components_ * wanted.components_).sum(axis=1))
+        np.testing.assert_allclose(projected * signs, wanted.transform(weighted), atol=2e-3)
+
+    def test_one_round_holds_nearly_all_that_can_be_held(self):
+        rows = planted.clusters(600, 300, n_clusters=12)[0]
+        held = np.square(FeatureProjection(12, random_state=0).fit_transform(rows).astype(np.float64)).sum()
+        best = np.square(TruncatedSVD(12, algorithm="arpack", random_state=0).fit(tfidf(rows)).singular_values_).sum()
+        assert 0.99 * best < held <= best * (1 + 1e-5)
+
+
+class TestDirections:
+    def test_are_orthonormal_and_positive_at_their_largest(self):
+        values, found = leading_directions(
+            sparse.csr_array(planted.pooled(200, 90)), 20, n_iter=2, rng=np.random.default_rng(0)
+        )
+        np.testing.assert_allclose(found @ found.T, np.eye(20), atol=1e-5)
+        assert (np.diff(values) < 0).all()
+        assert (found[np.arange(20), np.abs(found).argmax(axis=1)] > 0).all()
+
+    @pytest.mark.parametrize(("n_rows", "width"), [(40, 300), (300, 40)])
+    def test_no_more_than_the_rows_have(self, n_rows, width):
+        rows = low_rank(n_rows, width, rank=4)
+        values, found = leading_directions(sparse.csr_array(rows), 30, n_iter=1, rng=np.random.default_rng(0))
+        assert found.shape == (4, width)
+        np.testing.assert_allclose(values, np.linalg.svd(rows.toarray())[1][:4], rtol=1e-5)
+
+
+class TestEdges:
+    def test_fewer_features_than_components(self, caplog):
+        with caplog.at_level(logging.INFO):
+            found = FeatureProjection(128, random_state=0).fit(planted.pooled(50, 9, 0.5))
+        assert found.n_components_ == 9
+        assert found.transform(planted.pooled(5, 9)).shape == (5, 9)
+        assert "128 components were asked for; the 50 rows of 9 features have 9 directions" in caplog.text
+        assert list(found.get_feature_names_out()[:2]) == ["featureprojection0", "featureprojection1"]
+
+    def test_more_components_than_rank(self):
+        rows = low_rank(60, 100, rank=3)
+        found = FeatureProjection(10, random_state=0).fit(rows)
+        assert found.n_components_ == 3
+        # nothing is lost: rows of length 1 stay so
+        np.testing.assert_allclose(np.linalg.norm(found.transform(rows), axis=1), 1, rtol=1e-5)
+
+    def test_equal_rows_are_one_direction(self):
+        rows = np.tile(np.array([[0, 1, 2, 0]], dtype=np.float32), (20, 1))
+        found = FeatureProjection(2, random_state=0).fit(rows)
+        assert found.n_components_ == 1
+        np.testing.assert_allclose(found.transform(rows), 1, rtol=1e-6)
+        with pytest.raises(InputError, match="only 1 different directions"):
+            make_pipeline(found, StreamingKMeans(2)).fit(rows)
+
+    def test_empty_rows_become_zeros(self):
+        rows = planted.clusters(100, 40)[0].tolil()
+        rows[7] = 0
+        found = FeatureProjection(4, random_state=0).fit_transform(rows.tocsr())
+        assert not found[7].any()
+        assert found.any(axis=1).sum() == 99
+
+    def test_all_rows_empty(self):
+        with pytest.raises(InputError, match="all 10 rows are zero"):
+            FeatureProjection(2).fit(sparse.csr_matrix((10, 5), dtype=np.float32))
+
+    def test_a_stored_zero_is_no_feature(self):
+        rows = planted.pooled(40, 20)
+        stored = rows.copy()
+        stored.data[::3] = 0
+        without = stored.copy()
+        without.eliminate_zeros()
+        first, second = (FeatureProjection(4, random_state=0).fit(given) for given in (stored, without))
+        assert np.array_equal(first.idf_, second.idf_)
+        np.testing.assert_allclose(first.singular_values_, second.singular_values_, rtol=1e-6)
+
+    @pytest.mark.parametrize("parameter", [{"n_components": 0}, {"n_iter": -1}, {"value_transform": "cube"}], ids=str)
+    def test_parameters_out_of_range(self, parameter):
+        with pytest.raises(InputError, match=next(iter(parameter))):
+            FeatureProjection(**parameter).fit(planted.pooled(30, 5))
+
+    def test_other_width_and_nan_are_refused(self):
+        found = FeatureProjection(3).fit(planted.pooled(30, 8))
+        with pytest.raises(InputError, match="7 features"):
+            found.transform(planted.pooled(5, 7))
+        with pytest.raises(InputError, match=r"wants rows \[S, 3\]; got \[4, 2\]"):
+            found.inverse_transform(np.zeros((4, 2)))
+        with pytest.raises(NonFiniteError):
+            found.transform(np.full((1, 8), np.nan))
+
+
+class TestPromises:
+    def test_threads_change_no_bits(self):
+        rows = planted.clusters(900, 400, n_clusters=8)[0]
+        before = torch.get_num_threads()
+        found = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                found.append(FeatureProjection(20, random_state=0).fit(rows))
+                found[-1].projected = found[-1].transform(rows)
+        finally:
+            torch.set_num_threads(before)
+        for other in found[1:]:
+            assert np.array_equal(found[0].components_, other.components_)
+            assert np.array_equal(found[0].projected, other.projected)
+
+    def test_a_row_does_not_depend_on_the_rows_beside_it(self):
+        rows = planted.pooled(70, 60)
+        found = FeatureProjection(9, random_state=0).fit(rows)
+        alone = np.concatenate([found.transform(rows[row : row + 1]) for row in range(70)])
+        assert np.array_equal(alone, found.transform(rows))
+
+    def test_sparse_equals_dense_and_neither_is_changed(self):
+        rows = planted.pooled(70, 60)
+        before = rows.copy()
+        first = FeatureProjection(9, random_state=0).fit_transform(rows)
+        assert np.array_equal(first, FeatureProjection(9, random_state=0).fit_transform(rows.toarray()))
+        assert np.array_equal(rows.data, before.data)
+
+    def test_global_generators_are_untouched(self):
+        before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()
+        FeatureProjection(4).fit(planted.pooled(30, 9))
+        assert np.array_equal(np.random.get_state()[1], before[0])
+        assert torch.equal(torch.get_rng_state(), before[1])
+
+    def test_inverse_names_the_features_of_a_cluster(self):
+        rows, kind = planted.clusters(400, 60, 4)
+        pipe = make_pipeline(FeatureProjection(6, random_state=0), StreamingKMeans(4, random_state=0)).fit(rows)
+        features = pipe[0].inverse_transform(pipe[1].cluster_centers_)
+        assert features.shape == (4, 60)
+        for cluster, row in enumerate(features):
+            (own,) = np.unique(kind[pipe[1].labels_ == cluster])
+            # planted kind k lights the features 12 k .. 12 k + 11
+            assert set(np.argsort(row)[-12:]) == set(range(12 * own, 12 * own + 12))
+
+
+class TestKMeansBehindIt:
+    def test_planted_clusters_are_recovered(self):
+        rows, kind = planted.clusters(600, 120, 6)
+        pipe = make_pipeline(FeatureProjection(10, random_state=0), StreamingKMeans(6, n_init=3, random_state=0))
+        labels = pipe.fit_predict(rows)
+        assert adjusted_rand_score(kind, labels) == 1
+        assert np.array_equal(pipe.predict(rows), labels)
+
+    def test_inertia_is_that_of_the_projected_rows(self):
+        rows = planted.clusters(500, 100, 5)[0]
+        pipe = make_pipeline(FeatureProjection(8, random_state=0), StreamingKMeans(5, metric="euclidean", n_init=4))
+        projected = pipe.fit(rows)[0].transform(rows)
+        far = np.square(projected - pipe[1].cluster_centers_[pipe[1].labels_]).sum()
+        assert pipe[1].inertia_ == pytest.approx(far, rel=1e-4)
+        assert far <= 1.02 * KMeans(5, n_init=4, random_state=0).fit(projected).inertia_
+
+    def test_a_stream_of_batches(self):
+        rows, kind = planted.clusters(2000, 120, 6)
+        projection = FeatureProjection(10, random_state=0).fit(rows[:300])
+        model = StreamingKMeans(6, n_init=1, random_state=1)
+        for start in range(0, 2000, 250):
+            model.partial_fit(projection.transform(rows[start : start + 250]))
+        assert model.counts_.sum() == 2000
+        assert adjusted_rand_score(kind, model.predict(projection.transform(rows))) > 0.75
