@@ -17,8 +17,8 @@ constexpr uint64_t kOdd = 0x9E3779B97F4A7C15u;
 
 uint64_t stir(uint64_t lane, uint64_t word) {
     lane = (lane ^ word) * kOdd;
-    return lane ^
-           (lane >> 32);  // brings the upper bits, which the product never moves down, to the lower ones
+    // brings the upper bits, which the product never moves down, to the lower ones
+    return lane ^ (lane >> 32);
 }
 
 uint64_t of_chunk(const char* bytes, int64_t count) {

@@ -1,70 +1,26 @@
 """Int8 screening: the set of float64, always; what is left out is proved out; nothing stale, nothing silent."""
 
-import numpy as np
 import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.bench.data import encoder
 from saerl_fast.errors import BackendUnavailable
 from saerl_fast.kernels import int8_product, int8_weights, native, topk_int8
 from saerl_fast.kernels.topk_int8 import screening_counts
+from tests.kernels.int8_cases import (
+    assert_best,
+    encode,
+    forget_prepared_weights,
+    massive,
+    normal,
+    random_encoder,
+    same,
+    scores,
+    whole_rows,
+    zipf_encoder,
+)
 
 pytestmark = pytest.mark.skipif(bool(int8_product.missing()), reason=str(int8_product.missing()))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def random_encoder(rows, width, latents, **more):
-    """Random directions and rows, with every term."""
-    arguments = {"x": normal(rows, width), "w_enc": normal(latents, width, seed=1), "b_enc": normal(latents, seed=2)}
-    return arguments | {"b_dec": normal(width, seed=3), "scale": normal(latents, seed=4).abs() + 0.1} | more
-
-
-def zipf_encoder(rows, width, latents, **more):
-    """Rows that are sums of the encoder's own directions, as activations are."""
-    return encoder(rows, width, latents)._asdict() | more
-
-
-def massive(arguments):
-    """A few channels a hundred times as large as the others."""
-    x = arguments["x"].clone()
-    x[:, [1, 5, 17, 30]] *= 100
-    return arguments | {"x": x}
-
-
-def scores(arguments):
-    """h [N, M] in float64."""
-    x = arguments["x"].double()
-    if arguments.get("b_dec") is not None:
-        x = x - arguments["b_dec"].double()
-    h = x @ arguments["w_enc"].double().T + arguments["b_enc"].double()
-    return h if arguments.get("scale") is None else h * arguments["scale"].double()
-
-
-def assert_best(codes, h, k):
-    """The k largest of h, ties to the lower index; values rounded to float32 once (of sums in another order)."""
-    wanted = h.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(codes.indices.long(), wanted.indices[:, :k])
-    rounded = wanted.values[:, :k].float()
-    near = (codes.values.double() - rounded.double()).abs() <= 1e-12 * h.abs().max()
-    next_to = [rounded, rounded.nextafter(torch.tensor(torch.inf)), rounded.nextafter(torch.tensor(-torch.inf))]
-    assert (near | torch.stack([codes.values == value for value in next_to]).any(dim=0)).all()
-
-
-def encode(arguments, k, **more):
-    return ops.topk_encode(**arguments, k=k, relu=False, backend="cpu_int8", **more)
-
-
-def whole_rows(call):
-    """The result of the call, and how many of its rows were scored whole."""
-    before = screening_counts()
-    result = call()
-    after = screening_counts()
-    return result, after.whole_rows - before.whole_rows, after.rows - before.rows
-
 
 SHAPES = [(1, 1, 1, 1), (1, 300, 1000, 1), (40, 64, 513, 513), (33, 385, 4099, 32), (1100, 63, 3001, 17)]
 
@@ -210,10 +166,6 @@ def test_forced_with_onednn_off():
         encode(random_encoder(3, 64, 100), 5)
 
 
-def same(one, other):
-    return torch.equal(one.values, other.values) and torch.equal(one.indices, other.indices)
-
-
 def test_threads_change_no_bits(threads):
     arguments = zipf_encoder(1300, 192, 3000)
     arguments["x"][7] = 0
@@ -222,17 +174,13 @@ def test_threads_change_no_bits(threads):
     results = []
     for count in (1, 2, 3, 7):
         threads(count)
-        int8_weights_cache_is_cold()
+        forget_prepared_weights()
         results.append(encode(arguments, 24))
     finite = results[0].values.isfinite().all(dim=1)
     assert finite.sum() == 1299
     for other in results[1:]:
         assert torch.equal(other.indices, results[0].indices)
         assert torch.equal(other.values[finite], results[0].values[finite])
-
-
-def int8_weights_cache_is_cold():
-    topk_int8.CACHE.clear()
 
 
 def test_a_row_alone_has_the_bits_it_has_in_a_batch():
@@ -243,7 +191,7 @@ def test_a_row_alone_has_the_bits_it_has_in_a_batch():
     for cold in (True, False):
         for row in range(0, 60, 1 if not cold else 7):
             if cold:
-                int8_weights_cache_is_cold()  # so that this row alone decides how channels are balanced
+                forget_prepared_weights()  # so that this row alone decides how channels are balanced
             alone = encode(arguments | {"x": arguments["x"][row : row + 1]}, 24)
             assert torch.equal(alone.values[0], together.values[row])
             assert torch.equal(alone.indices[0], together.indices[row])
@@ -257,58 +205,6 @@ def test_rows_scored_whole_have_the_bits_of_screened_rows(monkeypatch):
     scored_whole, whole, rows = whole_rows(lambda: encode(arguments, 24))
     assert whole > 0.9 * rows
     assert same(screened, scored_whole)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda w: w.mul_(-1),
-        lambda w: w.data.mul_(-1),
-        lambda w: np.negative(w.numpy(), out=w.numpy()),
-        lambda w: w.data[:, 1::64].mul_(-1),
-        lambda w: w[1234].mul_(3),
-    ],
-    ids=["in_place", "data", "numpy", "every_64th_sign", "one_row"],
-)
-def test_weights_changed_in_place_are_seen(change):
-    arguments = zipf_encoder(40, 192, 3000)
-    arguments["w_enc"] = arguments["w_enc"].clone()
-    assert_best(encode(arguments, 24), scores(arguments), 24)
-    change(arguments["w_enc"])
-    assert_best(encode(arguments, 24), scores(arguments), 24)
-
-
-def test_the_smallest_change_of_any_one_weight_changes_the_fingerprint():
-    w = normal(37, 129)
-    seen = {int8_weights.fingerprint(w)}
-    for at in range(0, w.numel(), 53):
-        changed = w.clone()
-        changed.view(torch.int32).view(-1)[at] ^= 1 << (at % 32)
-        seen.add(int8_weights.fingerprint(changed))
-    assert len(seen) == 1 + len(range(0, w.numel(), 53))
-
-
-def test_weights_are_prepared_once(monkeypatch):
-    prepared = []
-    prepare = int8_weights.prepare
-    monkeypatch.setattr(int8_weights, "prepare", lambda *words: prepared.append(1) or prepare(*words))
-    int8_weights_cache_is_cold()
-    arguments = zipf_encoder(40, 192, 3000)
-    for _ in range(3):
-        encode(arguments, 24)
-    assert len(prepared) == 1
-    # a sample of 40 rows gives way to one of 400
-    encode(zipf_encoder(400, 192, 3000) | {"w_enc": arguments["w_enc"]}, 24)
-    encode(arguments, 24)
-    assert len(prepared) == 2
-
-
-def test_a_sample_unlike_what_follows_costs_no_exactness():
-    int8_weights_cache_is_cold()
-    arguments = zipf_encoder(200, 192, 3000)
-    encode(arguments | {"x": arguments["x"][:1] * 0}, 24)
-    assert_best(encode(arguments, 24), scores(arguments), 24)
-    assert_best(encode(massive(arguments), 24), scores(massive(arguments)), 24)
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20, 1e-12, 1e12, 1e25, 3e38])
@@ -426,7 +322,7 @@ def minilm_encoder(real, minilm):
 @pytest.mark.parametrize("change", [lambda arguments: arguments, massive], ids=["plain", "massive"])
 def test_real_activations(minilm_encoder, change):
     arguments = change(minilm_encoder)
-    int8_weights_cache_is_cold()
+    forget_prepared_weights()
     before = screening_counts()
     codes, whole, _ = whole_rows(lambda: encode(arguments, 32))
     assert_best(codes, scores(arguments), 32)

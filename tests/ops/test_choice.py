@@ -8,7 +8,8 @@ from saerl_fast import ops
 from saerl_fast.errors import BackendUnavailable, InputError
 from saerl_fast.ops import choice
 from saerl_fast.ops.choice import Call, Implementation, pick
-from tests.op_table import OPERATIONS
+from saerl_fast.ops.table import TABLE
+from tests.op_table import OPERATIONS, absent
 
 
 def table(**refusals):
@@ -98,6 +99,30 @@ def test_unknown_name():
 def test_block_reaches_the_operation():
     with ops.backend("triton"), pytest.raises(BackendUnavailable, match="topk_encode: 'triton' was asked for"):
         OPERATIONS["topk_encode"](OPERATIONS["topk_encode"].samples[0].make())
+
+
+def test_int8_screening_is_never_forced_where_it_cannot_run():
+    arguments = OPERATIONS["topk_encode"].samples[0].make()
+    reason = absent("cpu_int8")
+    if reason is None:
+        assert ops.topk_encode(**arguments, backend="cpu_int8").values.shape == (9, 7)
+    else:
+        with pytest.raises(BackendUnavailable, match="'cpu_int8' was asked for"):
+            ops.topk_encode(**arguments, backend="cpu_int8")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "backend"),
+    [
+        ({"k": 64, "n_latents": 24576, "width": 1536}, "cpu_int8"),
+        ({"k": 256, "n_latents": 24576, "width": 1536}, "cpu"),
+        ({"k": 32, "n_latents": 4096, "width": 384}, "cpu"),
+    ],
+)
+def test_int8_screening_is_chosen_where_it_was_measured_faster(sizes, backend):
+    if reason := absent(backend):
+        pytest.skip(reason)
+    assert pick(TABLE, "topk_encode", Call("cpu", **sizes), None)[0] == backend
 
 
 def test_double_goes_to_the_reference_and_cpu_says_why():
