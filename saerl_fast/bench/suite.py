@@ -21,6 +21,7 @@ from saerl_fast.bench.encode import (
     threshold_encode,
 )
 from saerl_fast.bench.kmeans import kmeans_iter
+from saerl_fast.bench.kmeans_fit import kmeans_fit, kmeans_fit_full
 from saerl_fast.bench.machine import load, machine
 from saerl_fast.bench.memory import peak_megabytes
 from saerl_fast.bench.pool import pool
@@ -43,9 +44,12 @@ class Row:
     full: tuple[Shape, ...]
     quick: tuple[Shape, ...]
     tiny: tuple[Shape, ...]
+    real: tuple[Shape, ...] = ()
+    """Shapes besides, for a folder of real features."""
 
-    def shapes(self, size: Size) -> tuple[Shape, ...]:
-        return {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
+    def shapes(self, size: Size, features: str | None = None) -> tuple[Shape, ...]:
+        made_up = {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
+        return made_up if features is None else made_up + tuple(shape | {"features": features} for shape in self.real)
 
 
 def grid(**sides: Iterable[Any]) -> tuple[Shape, ...]:
@@ -58,6 +62,9 @@ _THRESHOLD = grid(rows=[2048], width=[1536], latents=[24576], l0=[64])
 _ENCODE_TINY = grid(rows=[70], width=[24], latents=[300], k=[8])
 _POOL = grid(samples=[2000], shortest=[50], longest=[400], k=[32], latents=[24576])
 _KMEANS: dict[str, list[Any]] = {"clusters": [64, 256], "density": [0.03, 0.10, 0.20]}
+_FIT = grid(rows=[20000], latents=[4096], density=[0.20], clusters=[64], components=[128])
+_FIT_REAL = grid(clusters=[16, 64], components=[128])
+_FIT_TINY = grid(rows=[400], latents=[200], density=[0.2], clusters=[4], components=[8])
 
 ROWS: dict[str, Row] = {
     "select": Row(
@@ -83,6 +90,8 @@ ROWS: dict[str, Row] = {
         quick=grid(rows=[20000], latents=[4096], **_KMEANS),
         tiny=grid(rows=[60], latents=[200], clusters=[5], density=[0.03, 0.2]),
     ),
+    "kmeans_fit": Row(kmeans_fit, full=_FIT, quick=_FIT, tiny=_FIT_TINY, real=_FIT_REAL),
+    "kmeans_fit_full": Row(kmeans_fit_full, full=_FIT, quick=_FIT, tiny=_FIT_TINY, real=_FIT_REAL),
 }
 
 
@@ -91,11 +100,13 @@ def run_suite(
     *,
     only: Iterable[str] = (),
     threads: int | None = None,
+    features: str | None = None,
     report: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Run the rows named in `only` (all without it) and return {"machine": ..., "results": [...]}.
 
-    threads: for torch and for our kernels (torch's number without it). `report` is called with each result.
+    threads: for torch and for our kernels (torch's number without it). features: a folder of real
+    features, for the rows that can be run on them besides. `report` is called with each result.
 
     A result holds name, shape and, where our result was proved: exact (true), backend, threads, rounds, ours_ms,
     baseline, baseline_ms, ratio (baseline / ours, medians of wall-clock time), the same from processor time
@@ -110,7 +121,7 @@ def run_suite(
     threads = threads or torch.get_num_threads()
     about: dict[str, Any] = {"suite": "cpu", "size": size, "machine": machine(threads), "results": []}
     for name in names:
-        for shape in ROWS[name].shapes(size):
+        for shape in ROWS[name].shapes(size, features):
             logger.info("%s %s", name, shape)
             result = run_row(name, shape, EFFORT[size], threads)
             about["results"].append(result)

@@ -19,6 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="shapes of a test: shows that all of it runs, no more")
     parser.add_argument("--only", metavar="ROWS", help="rows to run, with commas between: select,encode")
     parser.add_argument("--threads", type=int, help="threads (default: torch's number)")
+    parser.add_argument("--features", metavar="DIR", help="a feature folder: k-means fits on real features besides")
     parser.add_argument("--json", metavar="FILE", help="write machine and results to FILE")
 
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         "tiny" if args.tiny else "quick" if args.quick else "full",
         only=[name.strip() for name in args.only.split(",")] if args.only else (),
         threads=args.threads,
+        features=args.features,
         report=lambda result: print(line_of(result), flush=True),
     )
     if args.json:

@@ -1,0 +1,66 @@
+"""The proof of a whole fit sees each way of being wrong; real features are run where a folder is given."""
+
+import numpy as np
+import pytest
+import torch
+
+from saerl_fast.bench import kmeans_fit as bench
+from saerl_fast.bench.suite import EFFORT, ROWS, run_row
+
+TINY = {"rows": 400, "latents": 200, "density": 0.2}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return bench.projected(bench.features_of(**TINY), 8)
+
+
+@pytest.fixture
+def found(rows):
+    return bench.fitted(rows, 4, seed=0)
+
+
+def test_a_true_result_passes(found, rows):
+    verdict = bench.judged(found, rows, 4)
+    assert verdict.failure is None
+    assert verdict.facts["quality"] >= bench.LEAST_QUALITY
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        (lambda f: f._replace(labels=(f.labels + 1) % 4), "rows are not with their nearest centroid"),
+        (lambda f: f._replace(centroids=f.centroids * 1.001), "the inertia is"),
+        (lambda f: f._replace(inertia=f.inertia * 1.001), "the inertia is"),
+        (lambda f: f._replace(rows=f.rows * 1.001), "not those of the same projection"),
+    ],
+    ids=["labels", "centroids", "inertia", "rows"],
+)
+def test_a_wrong_result_is_seen(found, rows, change, failure):
+    assert failure in bench.judged(change(found), rows, 4).failure
+
+
+def test_a_poor_fit_is_seen(found, rows, monkeypatch):
+    poor = found._replace(labels=torch.from_numpy(np.arange(400, dtype=np.int32) % 4))
+    monkeypatch.setattr(bench, "fitted", lambda rows, clusters, seed: poor)
+    assert "the quality is" in bench.judged(found, rows, 4).failure
+
+
+def test_inertia_by_hand():
+    rows = np.array([[0, 0], [0, 2], [10, 0]], dtype=np.float32)
+    assert bench.inertia(rows, np.array([0, 0, 1])) == 2
+
+
+def test_real_features_are_run_besides():
+    fit = ROWS["kmeans_fit"]
+    assert fit.shapes("tiny", "somewhere") == fit.tiny + tuple(s | {"features": "somewhere"} for s in fit.real)
+    assert ROWS["pool"].shapes("tiny", "somewhere") == ROWS["pool"].tiny
+
+
+def test_the_fit_is_timed_over_its_seeds(monkeypatch):
+    seeds = []
+    fitted = bench.fitted
+    monkeypatch.setattr(bench, "fitted", lambda r, k, seed: (seeds.append(seed), fitted(r, k, seed))[1])
+    result = run_row("kmeans_fit", ROWS["kmeans_fit"].tiny[0], EFFORT["tiny"], threads=1)
+    assert result["exact"] is True
+    assert set(seeds) == set(range(bench.SEEDS))
