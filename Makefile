@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-real bench check format clean
+.PHONY: demo test test-real nightly sanitize mutate bench check format clean
 
 demo: $(STAMP)
 	$(BIN)/saerl demo --out out/demo
@@ -16,6 +16,18 @@ test: $(STAMP)
 test-real: $(STAMP)
 	@test -n "$(REAL)" || { echo "usage: make test-real REAL=DIR  (a folder with models/ and data/)"; exit 2; }
 	$(BIN)/python -m pytest -m real --real="$(REAL)" tests $(ARGS)
+
+# the large forms of the proofs (docs/reliability.md): make nightly ARGS='--findings FILE'
+nightly: $(STAMP)
+	$(BIN)/python -m pytest -m nightly tests $(ARGS)
+
+# kernels and operations under AddressSanitizer and UBSan, in build/sanitize; needs g++
+sanitize: $(STAMP)
+	$(BIN)/python -m tests.attacks.sanitize $(ARGS)
+
+# plant bugs in build/mutate, one at a time: is each caught?
+mutate: $(STAMP)
+	$(BIN)/python -m tests.attacks.mutate $(ARGS)
 
 # our operations beside what would be used otherwise: make bench ARGS='--quick --json FILE'
 bench: $(STAMP)

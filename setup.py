@@ -4,6 +4,7 @@ SAERL_BUILD=auto  what the machine allows: C++ where there is a compiler, CUDA w
 SAERL_BUILD=cpu   C++ only; fails where it cannot be built
 SAERL_BUILD=cuda  C++ and CUDA; fails where they cannot be built
 SAERL_BUILD=none  nothing; the package runs on its reference implementations
+SAERL_SANITIZE=address,undefined   the C++ code checks itself while it runs (make sanitize)
 
 Needs neither torch nor a GPU. What was built, or why not, is written to saerl_fast/_build.json, which
 `saerl env` shows.
@@ -42,6 +43,9 @@ FLAGS_BY_ENDING = {
     # gcc 12 warns about its own intrinsics
     "_avx512": ["-mavx512f", "-Wno-maybe-uninitialized", "-Wno-uninitialized"] if X86 else [],
 }
+SANITIZERS = os.environ.get("SAERL_SANITIZE", "")
+# all errors end the process: one that is only printed would leave the tests green
+SANITIZE_FLAGS = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-O1", "-g", "-fno-omit-frame-pointer"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 CUDA_TARGETS = ("80", "90", "100")
 
@@ -117,11 +121,12 @@ def plan(cxx: str, nvcc: str | None, objects: Path, module: Path) -> list[Step]:
     openmp = openmp_flags(cxx)
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     define = ["-DSAERL_CUDA"] if nvcc else []
+    checks = SANITIZE_FLAGS if SANITIZERS else []
     steps = []
     for source in sorted([Path("csrc/bindings.cpp"), *Path("csrc/cpu").glob("*.cpp")]):
         output = objects / (source.stem + ".o")
         special = next((more for ending, more in FLAGS_BY_ENDING.items() if source.stem.endswith(ending)), [])
-        flags = [*CXX_FLAGS, *openmp, *special, *define, *include]
+        flags = [*CXX_FLAGS, *openmp, *special, *define, *include, *checks]
         command = [cxx, *flags, "-MMD", "-MF", f"{output}.d", "-c", str(source), "-o", str(output)]
         steps.append(Step("cxx", [source], output, command))
     for source in sorted(Path("csrc/cuda").glob("*.cu")) if nvcc else []:
@@ -132,6 +137,7 @@ def plan(cxx: str, nvcc: str | None, objects: Path, module: Path) -> list[Step]:
     made = [step.output for step in steps]
     link = [nvcc, "-ccbin", cxx, "-cudart", "static", "-shared"] if nvcc else [cxx, "-shared"]
     link += ["-Xcompiler", *openmp] if nvcc else openmp
+    link += [] if nvcc else checks
     link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     steps.append(Step("link", made, module, [*link, *map(str, made), "-o", str(module)]))
     return steps

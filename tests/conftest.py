@@ -15,6 +15,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--real", metavar="DIR", help="--real=DIR with models/ and data/; without it real tests are skipped"
     )
+    parser.addoption("--nightly", action="store_true", help="run the nightly tests too (make nightly)")
+    parser.addoption("--findings", metavar="FILE", help="write what the tests of tests/nightly found as JSON")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -25,9 +27,12 @@ def pytest_collection_modifyitems(config, items):
         missing["real"] = "needs --real DIR"
     if not torch.cuda.is_available():
         missing["gpu"] = "needs a CUDA device"
+    if not (config.getoption("--nightly") or "nightly" in config.option.markexpr):
+        missing["nightly"] = "takes minutes: --nightly, or make nightly"
     for item in items:
         for marker, reason in missing.items():
-            if marker in item.keywords:
+            # not item.keywords: the names of folders are among those
+            if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
