@@ -9,7 +9,8 @@ import torch
 
 from saerl_fast.kernels import int8_product
 from saerl_fast.kernels.topk_int8 import screening_counts
-from tests.kernels.test_topk_int8 import bounds_and_scores, encode, zipf_encoder
+from tests.kernels.int8_cases import encode, zipf_encoder
+from tests.kernels.test_topk_int8 import bounds_and_scores
 from tests.nightly.sizes import daily_and_nightly
 
 pytestmark = pytest.mark.skipif(bool(int8_product.missing()), reason=str(int8_product.missing()))

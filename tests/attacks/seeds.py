@@ -1,0 +1,203 @@
+"""The bugs that `make mutate` plants: slips that real projects have made, each with the tests that must see it.
+
+Every `old` stands in its file once; where the code moves on, the seed has to move with it (test_seeds.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ENCODE_PY = "saerl_fast/kernels/topk_cpu.py"
+SELECT_CPP = "csrc/cpu/topk_select.cpp"
+SPECIAL_VALUES = "tests/ops/test_special_values.py"
+FEATURIZE_TESTS = "tests/test_featurize.py"
+
+
+@dataclass(frozen=True)
+class Edit:
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A bug: what is changed, and where it must show."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+def seed(name: str, tests: str, *changes: tuple[str, str, str]) -> Seed:
+    return Seed(name, tuple(Edit(*change) for change in changes), tuple(tests.split()))
+
+
+SEEDS = (
+    # ---- kernels, C++
+    seed(
+        "row offset in 32 bits",
+        "tests/nightly/test_far_offsets.py",
+        (
+            SELECT_CPP,
+            "block.scores + row * block.row_stride;",
+            "block.scores + static_cast<int32_t>(row * block.row_stride);",
+        ),
+    ),
+    seed(
+        "ties go to the higher index",
+        SPECIAL_VALUES,
+        (SELECT_CPP, "(0xFFFFFFFFu - static_cast<uint32_t>(column))", "static_cast<uint32_t>(column)"),
+        (SELECT_CPP, "0xFFFFFFFFu - static_cast<uint32_t>(key)", "static_cast<uint32_t>(key)"),
+    ),
+    seed("k - 1 kept", "tests/kernels/test_native.py", (SELECT_CPP, "if (ranks_[i] < k_)", "if (ranks_[i] < k_ - 1)")),
+    seed(
+        "candidates cut off where their buffer is full",
+        "tests/kernels/test_native.py",
+        (
+            SELECT_CPP,
+            "if (state.held > capacity(k_) - Hits::kRoom) cut_back(state);",
+            "if (state.held > capacity(k_) - Hits::kRoom) state.held = capacity(k_) - Hits::kRoom;",
+        ),
+    ),
+    seed(
+        "ReLU forgotten",
+        SPECIAL_VALUES,
+        (SELECT_CPP, "values[place] = relu && !(value > 0) ? 0.0f : value;", "values[place] = value;"),
+    ),
+    seed(
+        "low bits of a value lost to its index",
+        "tests/kernels/test_native.py",
+        (SELECT_CPP, "static_cast<uint32_t>(key >> 32);", "static_cast<uint32_t>(key >> 32) & ~0xFFFu;"),
+    ),
+    seed(
+        "absent lanes of the last vector count as zero",
+        "tests/kernels/test_native.py",
+        (
+            "csrc/cpu/row_kernels_avx2.cpp",
+            "_mm256_blendv_ps(_mm256_set1_ps(-__builtin_inff()), value,",
+            "_mm256_blendv_ps(_mm256_setzero_ps(), value,",
+        ),
+    ),
+    seed(
+        "scratch shared between calls",
+        "tests/ops/test_op_table.py tests/ops/test_processes.py",
+        (
+            SELECT_CPP,
+            "RowSelect select(k_, kernels_);\n        for (int64_t row = begin; row < end; ++row) select.absorb",
+            "static RowSelect select(k_, kernels_);\n        for (int64_t row = begin; row < end; ++row) select.absorb",
+        ),
+    ),
+    seed(
+        "order of additions depends on the number of threads",
+        "tests/nightly/test_one_hash.py",
+        ("csrc/cpu/segment_pool.cpp", '#include "threads.h"', '#include "threads.h"\n#include <omp.h>'),
+        (
+            "csrc/cpu/segment_pool.cpp",
+            "const int32_t column = segments_.columns[e];\n            sums[column] += segments_.values[e];",
+            "const int64_t at = omp_get_num_threads() % 2 ? e : begin + end - 1 - e;\n"
+            "            const int32_t column = segments_.columns[at];\n"
+            "            sums[column] += segments_.values[at];",
+        ),
+    ),
+    seed(
+        "a row leaves its sums to the next",
+        "tests/kernels/test_pool_cpu.py",
+        ("csrc/cpu/sparse_kernels_avx2.cpp", "_mm256_storeu_ps(sums + j, _mm256_setzero_ps());", ""),
+    ),
+    seed(
+        "NaN gets label 0",
+        "tests/kernels/test_kmeans_cpu.py",
+        ("csrc/cpu/nearest.h", 'return nan ? __builtin_nanf("") : distance;', "return distance;"),
+    ),
+    # ---- kernels, Python
+    seed(
+        "b_dec added instead of subtracted",
+        "tests/ops/test_op_table.py",
+        (ENCODE_PY, "centred = centred - b_dec.float()", "centred = centred + b_dec.float()"),
+    ),
+    seed(
+        "last partial batch dropped",
+        "tests/ops/test_op_table.py",
+        (ENCODE_PY, "range(0, n_rows, tokens)", "range(0, n_rows - tokens + 1, tokens)"),
+    ),
+    seed(
+        "float32 products in lower precision",
+        "tests/ops/test_exactness.py",
+        ("saerl_fast/kernels/precision.py", 'settings.fp32_precision = "ieee"', "pass"),
+    ),
+    seed(
+        "prepared weights known by their address alone",
+        "tests/kernels/test_int8_weights.py",
+        ("saerl_fast/kernels/int8_weights.py", ", w_enc.dtype, fingerprint(w_enc))", ", w_enc.dtype)"),
+    ),
+    seed(
+        "bound without the rounding of the weights",
+        "tests/nightly/test_certificate.py",
+        (
+            "saerl_fast/kernels/topk_int8.py",
+            "torch.where(fits, w.errors * size, 0).float(),",
+            "torch.zeros_like(size).float(),",
+        ),
+    ),
+    seed(
+        "a forked child waits for threads that are not there",
+        "tests/nightly/test_forks.py",
+        ("saerl_fast/kernels/fork.py", "    if os.getpid() == _process:\n", "    if _process:\n"),
+    ),
+    # ---- the road
+    seed(
+        "padding pooled",
+        "tests/extract/test_tokens.py",
+        ("saerl_fast/extract/batching.py", "pooled[row, span] = text.pooled", "pooled[row] = True"),
+    ),
+    seed(
+        "order of rows lost after batching by length",
+        FEATURIZE_TESTS,
+        ("saerl_fast/featurizer.py", 'return as_run[np.argsort(order, kind="stable")]', "return as_run"),
+    ),
+    seed(
+        "hook left behind after an error",
+        FEATURIZE_TESTS,
+        ("saerl_fast/extract/capture.py", "if self._handle is not None:\n", "if self._handle and kind is None:\n"),
+    ),
+    seed(
+        "last partial shard dropped",
+        "tests/extract/test_store.py",
+        (
+            "saerl_fast/extract/store.py",
+            "return -(-self.rows // self.shard_rows)",
+            "return self.rows // self.shard_rows",
+        ),
+    ),
+    seed(
+        "no sync before a file gets its name",
+        "tests/attacks/test_commit_order.py",
+        ("saerl_fast/durable.py", "os.fsync(file.fileno())", "file.fileno()"),
+    ),
+    seed(
+        "a shard replaces one that is there",
+        "tests/extract/test_store.py",
+        ("saerl_fast/durable.py", "_write(path, content, os.link)", "_write(path, content, os.replace)"),
+    ),
+    seed(
+        "job without its batch size",
+        "tests/attacks/test_job_settings.py",
+        ("saerl_fast/featurizer.py", '        "tokens_per_batch": settings.tokens_per_batch,\n', ""),
+    ),
+    # ---- k-means
+    seed(
+        "empty clusters left where they are",
+        "tests/signals/test_kmeans.py",
+        ("saerl_fast/signals/lloyd.py", "_fill(empty, rows,", "_fill(empty[:0], rows,"),
+    ),
+    seed(
+        "global generator seeded",
+        "tests/signals/test_contract.py",
+        (
+            "saerl_fast/signals/seeding.py",
+            "    if len(rows) < n_clusters:\n        raise",
+            "    np.random.seed(0)\n    if len(rows) < n_clusters:\n        raise",
+        ),
+    ),
+)
