@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "cpu/cluster_sums.h"
+#include "cpu/decode.h"
 #include "cpu/dense_product.h"
 #include "cpu/fingerprint.h"
 #include "cpu/instruction_sets.h"
@@ -193,6 +194,21 @@ SparseRows sparse_rows(Address indptr, Address columns, Address values, int64_t 
     return {at<const int64_t>(indptr), at<const int32_t>(columns), at<const float>(values), rows, latents};
 }
 
+void decode_rows(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                 Address table, Address b, int64_t width, Address out, int64_t threads,
+                 const std::string& isa) {
+    require(width >= 0, "width must not be negative");
+    decode(sparse_rows(indptr, columns, values, rows, latents, threads), at<const float>(table),
+           at<const float>(b), width, decode_kernels(isa), threads, at<float>(out));
+}
+
+void decode_gradient(Address indptr, Address columns, int64_t rows, int64_t latents, Address x, Address table,
+                     int64_t width, Address dots, int64_t threads, const std::string& isa) {
+    require(width >= 0, "width must not be negative");
+    decode_dots(sparse_rows(indptr, columns, 0, rows, latents, threads), at<const float>(x),
+                at<const float>(table), width, decode_kernels(isa), threads, at<float>(dots));
+}
+
 Panels panels_of(Address numbers, int64_t width, int64_t columns) {
     require(width >= SparseKernels::kPanelStep && width <= SparseKernels::kPanel &&
                 width % SparseKernels::kPanelStep == 0,
@@ -313,6 +329,12 @@ PYBIND11_MODULE(_native, module) {
         .def("write", &saerl::write_pool, release(), py::arg("indptr"), py::arg("columns"), py::arg("values"),
              py::arg("threads"));
 
+    module.def("decode_rows", &saerl::decode_rows, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("table"), py::arg("b"),
+               py::arg("width"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+    module.def("decode_gradient", &saerl::decode_gradient, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("rows"), py::arg("latents"), py::arg("x"), py::arg("table"), py::arg("width"),
+               py::arg("dots"), py::arg("threads"), py::arg("isa"));
     module.def("multiply_sparse", &saerl::multiply_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
                py::arg("table_columns"), py::arg("out"), py::arg("threads"), py::arg("isa"));

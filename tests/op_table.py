@@ -196,6 +196,16 @@ DECODE_SAMPLES = (
     Sample("topk", lambda: {"codes": topk_codes(3, 5, 20), "w_dec": grid(20, 6), "b_dec": grid(6)}),
     Sample("csr", lambda: {"codes": csr_rows(8, 20), "w_dec": grid(20, 6), "b_dec": grid(6)}),
     Sample("bfloat16", lambda: {"codes": topk_codes(3, 5, 20), "w_dec": grid(20, 6).bfloat16(), "b_dec": grid(6)}),
+    Sample("k_is_1", lambda: {"codes": topk_codes(3, 1, 20), "w_dec": grid(20, 6), "b_dec": grid(6)}),
+    Sample("odd_and_wide", lambda: {"codes": topk_codes(9, 7, 20), "w_dec": grid(20, 333), "b_dec": grid(333)}),
+    Sample(
+        "twice_in_a_row",
+        lambda: {
+            "codes": TopKCodes(grid(4, 6, low=1), torch.tensor([[3, 3, 1, 3, 0, 1]] * 4).int()),
+            "w_dec": grid(20, 37),
+            "b_dec": grid(37),
+        },
+    ),
     Sample("no_rows", lambda: {"codes": topk_codes(0, 5, 20), "w_dec": grid(20, 6), "b_dec": grid(6)}),
     Sample("no_entries", lambda: {"codes": csr_rows(4, 20, share=0.0), "w_dec": grid(20, 6), "b_dec": grid(6)}),
 )
@@ -306,7 +316,7 @@ OPERATIONS = {
         Operation(
             "threshold_encode", ops.threshold_encode, ("cpu", "reference"), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES
         ),
-        Operation("decode", ops.decode, ("reference",), DECODE_SAMPLES, DECODE_MISTAKES),
+        Operation("decode", ops.decode, ("cpu", "reference"), DECODE_SAMPLES, DECODE_MISTAKES),
         Operation("project", ops.project, ("cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
         Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),
         Operation("kmeans_assign", ops.kmeans_assign, ("cpu", "reference"), ASSIGN_SAMPLES, ASSIGN_MISTAKES),

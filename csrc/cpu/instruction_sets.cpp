@@ -48,6 +48,17 @@ const DenseKernels& dense_kernels(const std::string& name) {
     return kPlainDense;
 }
 
+const DecodeKernels& decode_kernels(const std::string& name) {
+#if defined(__x86_64__)
+    const RowKernels* chosen = &row_kernels(name);
+    if (chosen == &kAvx512Kernels) return kAvx512Decode;
+    if (chosen == &kAvx2Kernels) return kAvx2Decode;
+#else
+    row_kernels(name);  // refuses unknown names
+#endif
+    return kPlainDecode;
+}
+
 const ScreenKernels& screen_kernels(const std::string& name) {
 #if defined(__x86_64__)
     if (&row_kernels(name) == &kAvx512Kernels) return kAvx512Screen;

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "decode_kernels.h"
 #include "dense_kernels.h"
 #include "row_kernels.h"
 #include "screen_kernels.h"
@@ -23,6 +24,9 @@ const SparseKernels& sparse_kernels(const std::string& name);
 
 // The loops on dense rows for the same instruction set.
 const DenseKernels& dense_kernels(const std::string& name);
+
+// The loops of decode for the same instruction set.
+const DecodeKernels& decode_kernels(const std::string& name);
 
 // The loops of int8 screening; a machine without AVX-512 runs the plain ones.
 const ScreenKernels& screen_kernels(const std::string& name);

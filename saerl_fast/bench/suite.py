@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from saerl_fast.bench.contest import Contest
+from saerl_fast.bench.decode import decode
 from saerl_fast.bench.encode import (
     encode,
     encode_fp32_over_gemm,
@@ -82,6 +83,12 @@ ROWS: dict[str, Row] = {
         full=_THRESHOLD,
         quick=_THRESHOLD,
         tiny=grid(rows=[70], width=[24], latents=[300], l0=[8]),
+    ),
+    "decode": Row(
+        decode,
+        full=grid(rows=[2048], width=[1536], latents=[24576], k=[64]),
+        quick=grid(rows=[2048], width=[1536], latents=[24576], k=[64]),
+        tiny=grid(rows=[70], width=[24], latents=[300], k=[8]),
     ),
     "pool": Row(pool, full=_POOL, quick=_POOL, tiny=grid(samples=[6], shortest=[1], longest=[9], k=[4], latents=[100])),
     "kmeans_iter": Row(

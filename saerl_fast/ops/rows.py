@@ -21,7 +21,8 @@ def decode(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, *, backend:
     codes of N rows   w_dec [M, D]   b_dec [D]: float32, bfloat16, float16 or float64
     -> [N, D] float32 (float64 where w_dec or the values are)
 
-    Differentiable in codes.values, w_dec and b_dec. Raises ShapeError, DtypeError, InputError (an index
+    Differentiable, once, in codes.values, w_dec and b_dec; the gradients have the same bits whatever the number of
+    threads. An index that occurs twice in a row counts twice. Raises ShapeError, DtypeError, InputError (an index
     outside 0..M-1), BackendUnavailable.
     """
     check.tensor("decode", "w_dec", w_dec, "[M, D]")
@@ -29,7 +30,8 @@ def decode(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, *, backend:
     check.length("decode", "b_dec", b_dec, w_dec.shape[1], f"to match w_dec {list(w_dec.shape)}")
     check.sparse("decode", "codes", codes, w_dec.shape[0])
     check.same_device("decode", "codes", codes.indices.device, w_dec=w_dec, b_dec=b_dec)
-    name = choose(TABLE, "decode", Call(w_dec.device.type), backend)
+    float64 = torch.float64 in (w_dec.dtype, codes.values.dtype)
+    name = choose(TABLE, "decode", Call(w_dec.device.type, float64), backend)
     decoded: Tensor = TABLE["decode"][name].run(codes, w_dec, b_dec)
     return decoded
 

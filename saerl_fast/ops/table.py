@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saerl_fast.kernels import (
+    decode_cpu,
     int8_product,
     kmeans_cpu,
     native,
@@ -69,7 +70,10 @@ TABLE: Table = {
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),
     },
-    "decode": {"reference": Implementation(reference.decode, _never)},
+    "decode": {
+        "cpu": Implementation(decode_cpu.decode, _cpu_refuses),
+        "reference": Implementation(reference.decode, _never),
+    },
     "project": {
         "cpu": Implementation(sparse_cpu.project, _cpu_refuses),
         "reference": Implementation(reference.project, _never),
