@@ -330,3 +330,20 @@ class TestSeeding:
         assert np.array_equal(taken.pick(np.arange(4)), prepared.pick(chosen))
         assert np.array_equal(taken.square_norms, prepared.square_norms[chosen])
         assert taken.shape == (4, 20)
+
+    def test_rows_without_direction_are_no_seeds(self):
+        rows = np.zeros((500, 6), dtype=np.float32)
+        rows[::50] = planted.pooled(10, 6, 0.9).toarray() + 0.1
+        for seed in range(5):
+            seeds = seed_centroids(cluster_rows(rows, "cosine", "none"), 8, np.random.default_rng(seed))
+            assert seeds.any(axis=1).all()
+
+    @pytest.mark.parametrize("metric", METRICS)
+    @pytest.mark.parametrize("as_sparse", [True, False])
+    def test_a_row_is_at_distance_zero_from_itself(self, metric, as_sparse):
+        # squares of 300 such numbers do not cancel exactly in float32
+        rows = (planted.pooled(200, 300, 0.9).toarray() + 10).astype(np.float32)
+        prepared = cluster_rows(sparse.csr_array(rows) if as_sparse else rows, metric, "none")
+        far = prepared.distances(prepared.pick(np.arange(200)))
+        assert (far.diagonal() == 0).all()
+        assert (far[~np.eye(200, dtype=bool)] > 0).all()

@@ -78,6 +78,16 @@ class TestDirections:
         assert found.shape == (4, width)
         np.testing.assert_allclose(values, np.linalg.svd(rows.toarray())[1][:4], rtol=1e-5)
 
+    def test_each_round_holds_more(self):
+        rows = sparse.csr_array(planted.pooled(900, 400))
+        held = []
+        for n_iter in range(4):
+            values, _ = leading_directions(rows, 10, n_iter=n_iter, rng=np.random.default_rng(0))
+            held.append(np.square(values).sum())
+        best = np.square(np.linalg.svd(rows.toarray(), compute_uv=False)[:10]).sum()
+        assert (np.diff(held) > 0).all()
+        assert 0.99 * best < held[-1] <= best * (1 + 1e-5)
+
 
 class TestEdges:
     def test_fewer_features_than_components(self, caplog):
