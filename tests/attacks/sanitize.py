@@ -15,7 +15,7 @@ import sys
 from tests.attacks.source_copy import GREEN, ROOT, SourceCopy
 
 SANITIZERS = "address,undefined"
-TESTS = ("tests/ops", "tests/kernels")
+TESTS = ("tests/ops", "tests/kernels", "tests/nightly")
 # these two start compilers, which are not ours to watch
 LEFT_OUT = ("tests/kernels/test_build.py", "tests/kernels/test_cuda_logic.py")
 PLANTED = (

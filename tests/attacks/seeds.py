@@ -145,6 +145,22 @@ SEEDS = (
         "tests/nightly/test_forks.py",
         ("saerl_fast/kernels/fork.py", "    if os.getpid() == _process:\n", "    if _process:\n"),
     ),
+    seed(
+        "gradient of a latent kept twice overwritten, not summed",
+        "tests/ops/test_library.py tests/kernels/test_decode_cpu.py",
+        (
+            "saerl_fast/kernels/decode_cpu.py",
+            "    return summed(starts, row[order].contiguous(), values[order].contiguous(), x, None, isa)",
+            "    out = torch.zeros(n_latents, x.shape[1])\n"
+            "    out[columns.long()] = values[:, None] * x[row.long()]\n"
+            "    return out",
+        ),
+    ),
+    seed(
+        "gradient of b_dec left out",
+        "tests/kernels/test_decode_cpu.py",
+        ("saerl_fast/kernels/decode_cpu.py", "decode_column_sums(grad) if wanted[4] else None", "None"),
+    ),
     # ---- the road
     seed(
         "padding pooled",

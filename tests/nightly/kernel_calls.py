@@ -44,13 +44,23 @@ def _offsets() -> Tensor:
     return torch.tensor([0, 0, 1, 40, 300, 301, 650, 700, 700])
 
 
+def _decode_gradients(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, backend: str) -> tuple[Tensor, ...]:
+    """The gradients of values, w_dec and b_dec for an uneven gradient of the output."""
+    # no copies: a child just forked would hang in torch's own parallel copy before it reaches our code
+    leaves = [part.detach().requires_grad_() for part in (codes.values, w_dec, b_dec)]
+    decoded = ops.decode(codes._replace(values=leaves[0]), leaves[1], leaves[2], backend=backend)
+    return torch.autograd.grad(decoded, leaves, normal(*decoded.shape, seed=11))
+
+
 def _calls() -> Iterator[tuple[str, str, Callable[..., Any], dict[str, Any]]]:
     """(operation, variant, function, arguments)"""
     # more rows than one block of tokens holds
     yield "topk_encode", "", ops.topk_encode, _encoder(1100, 70, 900) | {"k": 20}
     yield "threshold_encode", "", ops.threshold_encode, _encoder(1100, 70, 900) | {"theta": 6.0}
     for form, codes in (("topk", token_codes()), ("csr", sparse_rows())):
-        yield "decode", form, ops.decode, {"codes": codes, "w_dec": normal(900, 70), "b_dec": normal(70, seed=8)}
+        given = {"codes": codes, "w_dec": normal(900, 70), "b_dec": normal(70, seed=8)}
+        yield "decode", form, ops.decode, given
+        yield "decode", f"{form}-gradients", _decode_gradients, given
     yield "project", "", ops.project, {"csr": sparse_rows(), "matrix": normal(900, 70)}
     for mode in ("mean", "max", "sum", "last", "count"):
         yield "segment_pool", mode, ops.segment_pool, {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import kmeans_cpu, native, pool_cpu, sparse_cpu
+from saerl_fast.kernels import decode_cpu, kmeans_cpu, native, pool_cpu, sparse_cpu
 from saerl_fast.ops import CsrRows, TopKCodes
 from tests.op_table import absent, csr_rows, encoder, far_apart, grid, topk_codes
 
@@ -80,11 +80,36 @@ def test_rows_of_scores_far_apart(isa, tmp_path):
 
 
 @pytest.mark.parametrize("isa", SETS)
+def test_dense_rows_of_kmeans_far_apart(isa, tmp_path):
+    # the stride is handed to the kernel itself: the Python side copies rows that do not lie side by side
+    rows, table = grid(7, 50), grid(50, 20, seed=4)
+    apart, at = far_apart(tmp_path, rows), native.address
+    panels, width = sparse_cpu.packed(table)
+    bias = torch.nn.functional.pad(torch.zeros(20), (0, len(panels) * width - 20), value=torch.inf)
+    found = []
+    for x in (rows, apart):
+        labels, nearest = torch.empty(7, dtype=torch.int32), torch.empty(7)
+        squares, sums = torch.empty(7, dtype=torch.float64), torch.empty(20, 50)
+        counts = torch.empty(20, dtype=torch.int64)
+        native.module().nearest_dense(
+            at(x), 7, 50, x.stride(0), at(panels), width, 20, at(bias), -1.0,
+            at(labels), at(nearest), at(squares), 1, isa,
+        )  # fmt: skip
+        native.module().sum_dense(at(x), 7, 50, x.stride(0), at(labels), 20, at(sums), at(counts), 1, isa)
+        found.append((labels, nearest, squares, sums, counts))
+    assert same(found[1], found[0])
+    products = rows.double() @ table.double()
+    assert torch.equal(found[0][1].double(), -products.max(dim=1).values)
+
+
+@pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("first", FAR)
 def test_entries_far_into_sparse_rows(first, isa, tmp_path):
     rows = csr_rows(9, 50)
     far = far_rows(tmp_path, rows, first)
     table = grid(50, 20, seed=4)
+    b_dec = grid(20, seed=5)
+    assert torch.equal(decode_cpu.summed(*far, table, b_dec, isa), decode_cpu.summed(*rows, table, b_dec, isa))
     assert torch.equal(sparse_cpu.project(far, table, isa), sparse_cpu.project(rows, table, isa))
     for metric in ("euclidean", "cosine"):
         wanted = kmeans_cpu.assign(rows, table.T, metric, isa)
