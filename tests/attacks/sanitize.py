@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     print("a planted overflow was noticed")
     copy.build()
     left_out = [f"--ignore={path}" for path in LEFT_OUT]
-    status, said = watched(copy, ["-s", *left_out, *(arguments or TESTS)])
+    status, said = watched(copy, ["-s", "-rs", *left_out, *(arguments or TESTS)])
     print(said)
     return max(status, int(any(report in said for report in REPORTS)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tests.nightly.sizes import SHARE
 from tests.ops.conftest import threads  # noqa: F401
 
 FINDINGS = []
@@ -14,7 +15,7 @@ FINDINGS = []
 
 def pytest_runtest_logreport(report):
     if report.when == "call" and report.user_properties:
-        found = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
+        found = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1), "share": SHARE}
         FINDINGS.append(found | dict(report.user_properties))
 
 

@@ -26,21 +26,22 @@ def backend(request):
 
 
 def encoders(total, numbers):
-    """Encoders of random shapes until `total` rows are reached. numbers(rng, *shape): what they are filled with."""
+    """Encoders of random shapes until `total` rows are reached. numbers(rng): what fills each of them."""
     rng = np.random.default_rng(0)
     done = 0
     while done < total:
         rows = min(int(rng.integers(1, min(MOST_ROWS, total // 8) + 1)), total - done)
         width, latents = int(rng.integers(1, MOST_WIDTH + 1)), int(rng.integers(1, MOST_LATENTS + 1))
+        drawn = numbers(rng)
         arguments = {
-            "x": numbers(rng, rows, width),
-            "w_enc": numbers(rng, latents, width),
-            "b_enc": numbers(rng, latents),
+            "x": drawn(rows, width),
+            "w_enc": drawn(latents, width),
+            "b_enc": drawn(latents),
             "k": int(rng.integers(1, min(latents, 96) + 1)),
             "relu": bool(rng.integers(2)),
         }
         if rng.integers(2):
-            arguments["b_dec"] = numbers(rng, width)
+            arguments["b_dec"] = drawn(width)
         if rng.integers(2):
             arguments["scale"] = torch.from_numpy(rng.choice(np.float32([0.5, 1, 2]), latents))
         if rng.integers(2):
@@ -49,13 +50,14 @@ def encoders(total, numbers):
         yield arguments
 
 
-def on_a_grid(rng, *shape):
-    """Multiples of 1/8 from -4 to 4: every product and sum is exact in float32, and ties are common."""
-    return torch.from_numpy(rng.integers(-32, 33, shape).astype(np.float32) / 8)
+def on_a_grid(rng):
+    """Whole numbers, or multiples of 1/8, from -4 to 4: every sum is exact in float32, and ties are common."""
+    parts = int(rng.choice([1, 8]))
+    return lambda *shape: torch.from_numpy(rng.integers(-4 * parts, 4 * parts + 1, shape).astype(np.float32) / parts)
 
 
-def normal(rng, *shape):
-    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+def normal(rng):
+    return lambda *shape: torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
 
 
 def scores(arguments):

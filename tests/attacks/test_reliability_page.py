@@ -1,0 +1,58 @@
+"""docs/reliability.md says what the files of results say, and names every seed and test there is."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.seeds import SEEDS
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+
+if not PAGE.exists():
+    pytest.skip("needs the source tree", allow_module_level=True)
+
+
+def newest(folder):
+    return json.loads(max((ROOT / "tests" / folder / "results").glob("*.json")).read_text())
+
+
+def seed_rows():
+    """(name, files, caught by) of each line of the table of seeds."""
+    table = PAGE.read_text().split("## Seeded bugs")[1].split("\n## ")[0]
+    return [tuple(cell.strip() for cell in row.strip("|").split("|")) for row in re.findall(r"^\|.*\|$", table, re.M)][
+        2:
+    ]
+
+
+def test_the_table_of_seeds_is_that_of_the_last_run():
+    verdicts = newest("attacks")["verdicts"]
+    assert [row[0] for row in seed_rows()] == [verdict["seed"] for verdict in verdicts]
+    for (_, file, how), verdict in zip(seed_rows(), verdicts, strict=True):
+        assert verdict["caught"]
+        assert file == f"`{verdict['file']}`"
+        assert how == verdict["how"].replace("|", "\\|") or how == f"`{verdict['how']}`"
+
+
+def test_the_last_run_planted_every_seed():
+    assert {verdict["seed"] for verdict in newest("attacks")["verdicts"]} == {seed.name for seed in SEEDS}
+
+
+def test_figures_of_the_nightly_run_are_on_the_page():
+    page = PAGE.read_text()
+    found = newest("nightly")
+    assert found["date"] in page
+    for finding in found["findings"]:
+        assert finding["outcome"] == "passed"
+        assert (
+            re.search(r"::(\w+)", finding["test"])[1] in page or finding["test"].split("::")[0].split("/")[-1] in page
+        )
+        size = next(finding[name] for name in ("rows", "pairs", "runs", "forks") if name in finding)
+        assert f"{size:,}" in page
+
+
+def test_every_file_it_names_exists():
+    for name in re.findall(r"`((?:nightly|ops|kernels|attacks|extract|formats)/\w+\.py)", PAGE.read_text()):
+        assert (ROOT / "tests" / name).exists(), name
