@@ -105,6 +105,11 @@ SEEDS = (
         (ENCODE_PY, "centred = centred - b_dec.float()", "centred = centred + b_dec.float()"),
     ),
     seed(
+        "activations rounded to bfloat16 on the way",
+        "tests/nightly/test_sets.py",
+        (ENCODE_PY, "x[row_index[rows]]).float()", "x[row_index[rows]]).bfloat16().float()"),
+    ),
+    seed(
         "last partial batch dropped",
         "tests/ops/test_op_table.py",
         (ENCODE_PY, "range(0, n_rows, tokens)", "range(0, n_rows - tokens + 1, tokens)"),
