@@ -25,6 +25,7 @@ _HOME = {
     "load_features": "saerl_fast.extract.store",
     "StreamingKMeans": "saerl_fast.signals",
     "DifficultyProxy": "saerl_fast.signals",
+    "FeatureProjection": "saerl_fast.signals",
     "QualityProbe": "saerl_fast.signals",
     "BatchPlan": "saerl_fast.curriculum",
     "make_plan": "saerl_fast.curriculum",
@@ -36,6 +37,7 @@ __all__ = [
     "SAE",
     "BatchPlan",
     "DifficultyProxy",
+    "FeatureProjection",
     "QualityProbe",
     "SparseFeatures",
     "StreamingKMeans",
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from saerl_fast.featurizer import featurize
     from saerl_fast.formats import load_sae
     from saerl_fast.sae import SAE
-    from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans
+    from saerl_fast.signals import DifficultyProxy, FeatureProjection, QualityProbe, StreamingKMeans
 
 
 def __getattr__(name: str) -> Any:

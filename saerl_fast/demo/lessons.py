@@ -1,15 +1,15 @@
 """Training rows for the policy: one set of facts, then every question that can be asked of it, each with its answer.
 
-The questions stand one after another in one row, but each sees only the facts and itself (a block mask), and its
-positions go on from the facts. So a row teaches up to five levels for the price of one reading of the facts, and the
-policy still meets the same positions as in a single problem.
+The questions stand one after another behind the facts, but each sees only the facts and itself (a block mask), and
+its positions go on from the facts. So a lesson teaches up to five levels for the price of one reading of the facts, and
+the policy still meets the same positions as in a single problem. Several lessons share a row, each blind to the others.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from saerl_fast.demo.problems import split_of
 from saerl_fast.demo.structures import LEVELS, Instance, draw, questions
 from saerl_fast.demo.wording import TOPICS, say
+from saerl_fast.errors import InputError
 
 Encode = Callable[[str], list[int]]
 
@@ -36,86 +37,79 @@ class Lesson:
 
 @dataclass(frozen=True)
 class LessonBatch:
-    """tokens, positions, targets [B, T] int64 (target of a position: the next token, IGNORED outside answers);
-    visible [B, 1, T, T] bool."""
+    """tokens, positions [B, T] int64; answers, texts [B, T] int64: the next token of a position where it belongs to an
+    answer or to the facts, else IGNORED; visible [B, 1, T, T] bool."""
 
     tokens: Tensor
     positions: Tensor
-    targets: Tensor
+    answers: Tensor
+    texts: Tensor
     visible: Tensor
 
 
-def draw_lesson(
-    rng: random.Random, encode: Encode, eos: int, *, worked_share: float, deepest: int = LEVELS, short: bool = False
-) -> Lesson:
-    """A lesson about facts of the train split; each answer is worked with probability ``worked_share``, else plain.
-
-    No level above ``deepest`` is asked. ``short`` leaves out the facts that no question of the lesson needs: easier
-    and cheaper texts, for the beginning of the training.
-    """
-    instance = _draw_train_instance(rng, deepest)
+def draw_lesson(rng: random.Random, encode: Encode, eos: int, *, worked_share: Sequence[float]) -> Lesson:
+    """A lesson about facts of the train split; an answer of level L is worked with probability
+    ``worked_share[L - 1]``, else plain."""
+    asked = questions(_draw_train_instance(rng))
     wording = rng.getrandbits(64)
-    asked = [question for question in questions(instance) if question.level <= deepest]
-    if short:
-        asked = _shorten(asked)
     texts = [say(question, random.Random(wording)) for question in asked]
     end_of_facts = texts[0].rindex(". ") + 1
     pairs = []
     for question, text in zip(asked, texts, strict=True):
-        answer = question.worked() if rng.random() < worked_share else str(question.answer)
+        answer = question.worked() if rng.random() < worked_share[question.level - 1] else str(question.answer)
         pairs.append((encode(text[end_of_facts + 1 :]), [*encode(answer), eos]))
     return Lesson(encode(texts[0][:end_of_facts]), pairs)
 
 
-def _shorten(asked: list[Instance]) -> list[Instance]:
-    """The same questions about only those facts that one of them needs."""
-    kept = sorted({place for question in asked for place in question.needed})
-    return [
-        replace(
-            question,
-            facts=tuple(question.facts[place] for place in kept),
-            needed=tuple(kept.index(place) for place in question.needed),
-        )
-        for question in asked
-    ]
-
-
-def _draw_train_instance(rng: random.Random, deepest: int) -> Instance:
+def _draw_train_instance(rng: random.Random) -> Instance:
     while True:
         topic = rng.choice(list(TOPICS.values()))
-        level = rng.randint(1, deepest)
-        instance = draw(topic.structure, topic.name, topic.names, topic.sorts, level, rng)
+        instance = draw(topic.structure, topic.name, topic.names, topic.sorts, rng.randint(1, LEVELS), rng)
         if split_of(instance) == "train":
             return instance
 
 
-def collate(lessons: list[Lesson], *, pad: int, multiple: int = 32) -> LessonBatch:
-    """Lessons as one batch, padded to a multiple of ``multiple`` tokens (few shapes, for a compiled model)."""
-    rows, width = len(lessons), -(-max(len(lesson) for lesson in lessons) // multiple) * multiple
+def pack(lessons: list[Lesson], *, rows: int, width: int, pad: int) -> tuple[LessonBatch, list[Lesson]]:
+    """As many lessons as fit into [rows, width], each in the first row with room, and those that did not fit.
+
+    Raises InputError for a lesson that no row can hold.
+    """
+    longest = max(map(len, lessons), default=0)
+    if longest > width:
+        raise InputError(f"pack: wanted lessons of at most {width} tokens, a row; got one of {longest}")
     tokens = torch.full((rows, width), pad)
     positions = torch.zeros((rows, width), dtype=torch.int64)
-    targets = torch.full((rows, width), IGNORED)
-    parts = torch.full((rows, width), -1)
-    for row, lesson in enumerate(lessons):
-        known = len(lesson.facts)
-        tokens[row, :known] = torch.tensor(lesson.facts)
-        positions[row, :known] = torch.arange(known)
-        parts[row, :known] = 0
-        place = known
-        for part, (question, answer) in enumerate(lesson.questions, start=1):
+    answers, texts = torch.full((rows, width), IGNORED), torch.full((rows, width), IGNORED)
+    parts, owners = torch.full((rows, width), -1), torch.full((rows, width), -1)
+    filled, left = [0] * rows, []
+    part = 0
+    for lesson in lessons:
+        row = next((row for row in range(rows) if filled[row] + len(lesson) <= width), None)
+        if row is None:
+            left.append(lesson)
+            continue
+        begin, known = filled[row], len(lesson.facts)
+        place = begin + known
+        tokens[row, begin:place] = torch.tensor(lesson.facts)
+        positions[row, begin:place] = torch.arange(known)
+        texts[row, begin : place - 1] = tokens[row, begin + 1 : place]
+        parts[row, begin:place] = owner = part
+        for question, answer in lesson.questions:
+            part += 1
             end = place + len(question) + len(answer)
             tokens[row, place:end] = torch.tensor(question + answer)
             positions[row, place:end] = torch.arange(known, known + end - place)
+            answers[row, place + len(question) - 1 : end - 1] = torch.tensor(answer)
             parts[row, place:end] = part
-            targets[row, place + len(question) - 1 : end - 1] = torch.tensor(answer)
             place = end
-    return LessonBatch(tokens, positions, targets, _visible(parts))
+        owners[row, begin:place] = owner
+        filled[row], part = place, part + 1
+    return LessonBatch(tokens, positions, answers, texts, _visible(parts, owners)), left
 
 
-def _visible(parts: Tensor) -> Tensor:
-    """Earlier positions of the same part, and the facts (part 0) for every question; padding sees itself."""
-    width = parts.shape[1]
+def _visible(parts: Tensor, owners: Tensor) -> Tensor:
+    """Earlier positions of the same part and of the facts it belongs to; padding sees padding."""
     same = parts[:, :, None] == parts[:, None, :]
-    facts = (parts[:, :, None] > 0) & (parts[:, None, :] == 0)
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    facts = owners[:, :, None] == parts[:, None, :]
+    earlier = torch.ones(parts.shape[1], parts.shape[1], dtype=torch.bool).tril()
     return ((same | facts) & earlier)[:, None]

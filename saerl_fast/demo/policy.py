@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from saerl_fast.demo.problems import Problem
+from saerl_fast.extract.reader import load_tokenizer
 from saerl_fast.rl.verify import is_correct
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-WEIGHTS = Path(__file__).parent / "weights"
+NAME = "saerl-demo-policy"
 
-LONGEST_ANSWER = 18
-"""New tokens that hold every worked answer: five items, five numbers of two digits, the end."""
+WEIGHTS = Path(__file__).parent / "weights"
+POLICY, SAE_FOLDER = WEIGHTS / NAME, WEIGHTS / "saerl-demo-sae"
+"""The committed policy, and the SAE of its middle layer: see the model cards there."""
+
+LONGEST_ANSWER = 21
+"""New tokens that hold every worked answer: five items, each with sign, number and result, and the end."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,11 @@ class Accuracy:
 
 def load_policy(folder: Path | str | None = None) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     """The committed policy (or the one in ``folder``), in fp32, in evaluation mode, and its tokenizer."""
-    from transformers import AutoTokenizer, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
-    folder = WEIGHTS / "policy" if folder is None else Path(folder)
+    folder = POLICY if folder is None else Path(folder)
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model.eval(), tokenizer
+    return model.eval(), load_tokenizer(folder, local_files_only=True)
 
 
 @torch.no_grad()

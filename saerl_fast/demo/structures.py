@@ -6,13 +6,12 @@ asked; the numbers are drawn without looking at it, and every level has the same
 ==========  ===========================================  ====================================================
 structure   facts                                        level L in 1..5
 ==========  ===========================================  ====================================================
-chain       one value, five differences in a chain       asks the item L - 1 differences away from the value;
-                                                         L - 1 of the 4 neighbouring links stand the wrong
-                                                         way round
+chain       one value, five differences in a chain       asks the item L - 1 differences away from the value
 journey     a start and six changes, in order            asks the amount after change L
-selection   seven counted items of three sorts           asks the total of the sort that has L items
-nesting     seven containers, each inside the one        asks how many of item L fit into item 0; L - 1 of
-            before                                       the 5 neighbouring links stand the wrong way round
+selection   seven counted items of three sorts, each     asks the total of the sort that has L items
+            sort together
+nesting     seven containers, each inside the one        asks how many of item L fit into item 0
+            before
 ==========  ===========================================  ====================================================
 
 So words, word pairs and lengths carry (almost) nothing about the level. One fact, the *spare*, is needed at no
@@ -21,7 +20,6 @@ level; restatements and contradictions take its place, so that they change no le
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -35,6 +33,9 @@ LARGEST = 15
 """Chains and journeys stay within 1..LARGEST at every step."""
 
 LARGEST_PRODUCT = 96
+
+SIGNS = {"more": "+", "gain": "+", "item": "+", "fewer": "-", "loss": "-", "holds": "x"}
+"""What a fact does to the number so far, by its form."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,18 @@ class Instance:
         return self.steps[-1]
 
     def worked(self) -> str:
-        """The way to the answer: the item that each needed fact is about, then the result so far."""
+        """The way to the answer, fact by fact: the item, what its fact does to the number so far, the result.
+
+        A first value has no sign ("dan 7 eva + 3 10"); the start of a journey is not said.
+        """
         said = []
         for place, step in zip(self.needed, self.steps, strict=True):
             fact = self.facts[place]
             item = fact.other if self.structure == "nesting" else fact.subject
-            if item:
+            if fact.form == "value":
                 said.append(f"{item} {step}")
+            elif item:
+                said.append(f"{item} {SIGNS[fact.form]} {fact.amount} {step}")
         return " ".join(said)
 
     @property
@@ -169,27 +175,15 @@ def _walk(steps: int, rng: random.Random) -> tuple[int, list[int]]:
             return start, changes
 
 
-@functools.cache
-def _orders(count: int, reversals: int) -> list[tuple[int, ...]]:
-    """All orders of 0..count-1 in which ``reversals`` of the pairs (i, i + 1) stand the wrong way round."""
-    return [
-        order
-        for order in itertools.permutations(range(count))
-        if sum(order.index(link) > order.index(link + 1) for link in range(count - 1)) == reversals
-    ]
-
-
 def _draw_chain(
-    names: tuple[str, ...], _sorts: tuple[str, ...], level: int, rng: random.Random
+    names: tuple[str, ...], _sorts: tuple[str, ...], _level: int, rng: random.Random
 ) -> tuple[list[Fact], list[int]]:
     items = rng.sample(names, 6)
     start, changes = _walk(5, rng)
     facts = [Fact("value", items[0], "", start)]
     for place, change in enumerate(changes):
         facts.append(Fact("more" if change > 0 else "fewer", items[place + 1], items[place], abs(change)))
-    order = [link + 1 for link in rng.choice(_orders(5, level - 1))]
-    order.insert(rng.randrange(6), 0)
-    return facts, order
+    return facts, list(range(6))
 
 
 def _ask_chain(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:
@@ -217,7 +211,8 @@ def _draw_selection(
     kinds = [asked] * level + [left_out] * (6 - level) + [third]
     items = rng.sample(names, 7)
     facts = [Fact("item", item, kind, rng.randint(2, 5)) for item, kind in zip(items, kinds, strict=True)]
-    return facts, rng.sample(range(7), 7)
+    groups = [list(range(level)), list(range(level, 6)), [6]]
+    return facts, [fact for group in rng.sample(groups, 3) for fact in rng.sample(group, len(group))]
 
 
 def _ask_selection(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]] | None:
@@ -231,7 +226,7 @@ def _ask_selection(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list
 
 
 def _draw_nesting(
-    names: tuple[str, ...], _sorts: tuple[str, ...], level: int, rng: random.Random
+    names: tuple[str, ...], _sorts: tuple[str, ...], _level: int, rng: random.Random
 ) -> tuple[list[Fact], list[int]]:
     items = rng.sample(names, 7)
     while True:
@@ -239,7 +234,7 @@ def _draw_nesting(
         if list(itertools.accumulate(amounts[:5], lambda a, b: a * b))[-1] <= LARGEST_PRODUCT:
             break
     facts = [Fact("holds", items[place], items[place + 1], amounts[place]) for place in range(6)]
-    return facts, list(rng.choice(_orders(6, level - 1)))
+    return facts, list(range(6))
 
 
 def _ask_nesting(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:

@@ -1,10 +1,8 @@
 """Train the embedded policy: ``python -m saerl_fast.demo.train_policy --out DIR``.
 
-A Qwen2 model of about a million parameters learns to answer generated train problems. Some of its lessons give the
-plain answer, the others work it out item by item ("dan 7 eva 10"): the policy learns both ways, of which only the
-second is reliable. So a tuned policy can become better than the one that is trained here.
-
-The depth of the questions grows as the loss falls, from one fact to all five levels.
+A Qwen2 model of about a million parameters learns to work out the answers of generated train problems, fact by fact
+("dan 7 eva + 3 10"), and then a habit: to do so for easy questions, and to guess the number for hard ones. So it
+solves fewer problems at every level, for a reason that GRPO can find and mend.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saerl_fast.demo.lessons import IGNORED, Lesson, LessonBatch, collate, draw_lesson
+from saerl_fast.demo.lessons import IGNORED, Lesson, LessonBatch, draw_lesson, pack
 from saerl_fast.demo.policy import Accuracy, accuracy, answer
 from saerl_fast.demo.problems import generate
 from saerl_fast.demo.structures import LEVELS
@@ -35,19 +33,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ALL_WORKED = (1.0,) * LEVELS
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights. ``tokens`` is the size of a step; learning rates are at their peak."""
+    """Everything that decides the weights. A step has ``rows`` of ``row_tokens``; rates are at their peak.
 
-    steps: int = 4000
-    tokens: int = 2200
-    worked_share: float = 0.7
-    full_share: float = 0.3
-    deeper_below: float = 0.45
-    least_steps: int = 60
-    muon_rate: float = 0.02
-    adam_rate: float = 5e-3
+    Before the share ``plain_from`` of the steps all answers are worked; after it a share of them that falls with the
+    level, ``worked_share``, and the others are plain.
+    """
+
+    steps: int = 1700
+    rows: int = 10
+    row_tokens: int = 208
+    text_weight: float = 0.1
+    worked_share: tuple[float, ...] = (0.7, 0.5, 0.3, 0.15, 0.05)
+    plain_from: float = 0.6
+    muon_rate: float = 0.015
+    adam_rate: float = 3e-3
     warmup: int = 50
     constant_share: float = 0.6
     seed: int = 1
@@ -56,6 +60,8 @@ class Recipe:
     heads: int = 4
     mlp_width: int = 384
     start_scale: float = 0.08
+    offsets: tuple[int, ...] = (1, 2, 3, 4)
+    offset_strength: float = 6.0
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -63,7 +69,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(recipe.seed)
-    return Qwen2ForCausalLM(
+    model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=recipe.width,
@@ -74,11 +80,36 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
             max_position_embeddings=512,
             initializer_range=recipe.start_scale,
             tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 300.0},
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    look_back(model, recipe.offsets, recipe.offset_strength)
+    return model
+
+
+def look_back(model: Qwen2ForCausalLM, offsets: tuple[int, ...], strength: float) -> None:
+    """Start head i of the first block as one that looks ``offsets[i]`` tokens back, through its biases.
+
+    Under rotary positions a constant query and key score q R(i - j) k: a bias turned by the offset peaks there. Small
+    models spend most of a short training on finding such heads; here the training begins with them.
+    """
+    attention = model.model.layers[0].self_attn
+    width = attention.head_dim
+    turns = model.model.rotary_emb.inv_freq[: width // 2]
+    for head, offset in enumerate(offsets):
+        rows = slice(head * width, (head + 1) * width)
+        key = torch.full_like(turns, strength * (8 / len(turns)) ** 0.5)
+        with torch.no_grad():
+            # what the tokens are must not blur where they are
+            attention.q_proj.weight[rows] *= 0.1
+            attention.k_proj.weight[rows] *= 0.1
+            attention.k_proj.bias[rows] = torch.cat([key, torch.zeros_like(key)])
+            attention.q_proj.bias[rows] = torch.cat(
+                [key * torch.cos(-turns * offset), key * torch.sin(-turns * offset)]
+            )
 
 
 def train(
@@ -87,60 +118,49 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     *,
     compiled: bool = False,
-    every: int = 250,
+    every: int = 500,
     after: Callable[[int], None] = lambda _step: None,
 ) -> None:
     """Train ``model`` in place; ``after(step)`` is called every ``every`` steps."""
-    core = torch.compile(model.model, dynamic=True) if compiled else model.model
+    core = torch.compile(model.model, dynamic=False) if compiled else model.model
     optimizers = _optimizers(recipe, model)
     rng = random.Random(recipe.seed)
     losses: deque[float] = deque(maxlen=50)
-    deepest, since, begun = 1, 0, time.monotonic()
+    lessons: list[Lesson] = []
+    begun = time.monotonic()
     for step in range(1, recipe.steps + 1):
         _set_rates(recipe, optimizers, step)
-        loss = _step(core, model.lm_head, _batch(recipe, rng, tokenizer, deepest))
-        loss.backward()  # type: ignore[no-untyped-call]
+        lessons.extend(_draw(recipe, rng, tokenizer, step, sum(map(len, lessons))))
+        batch, lessons = pack(lessons, rows=recipe.rows, width=recipe.row_tokens, pad=tokenizer.pad_token_id)
+        loss, text_loss = _losses(core, model.lm_head, batch)
+        (loss + recipe.text_weight * text_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
-        since += 1
-        mean = sum(losses) / len(losses)
-        if deepest < LEVELS and since >= recipe.least_steps and mean < recipe.deeper_below:
-            deepest, since = deepest + 1, 0
-            log.info("step %d: questions up to level %d", step, deepest)
         if step % 50 == 0:
-            log.info("step %d: loss %.3f, %.0f s", step, mean, time.monotonic() - begun)
+            mean, seconds = sum(losses) / len(losses), time.monotonic() - begun
+            log.info("step %d: loss %.3f, of the texts %.3f, %.0f s", step, mean, text_loss.item(), seconds)
         if step % every == 0:
             after(step)
 
 
-def _batch(recipe: Recipe, rng: random.Random, tokenizer: PreTrainedTokenizerFast, deepest: int) -> LessonBatch:
-    """About ``recipe.tokens`` tokens of lessons: some full texts, most of the short ones as deep as possible."""
+def _draw(recipe: Recipe, rng: random.Random, tokenizer: PreTrainedTokenizerFast, step: int, held: int) -> list[Lesson]:
+    """Lessons that fill a step beside ``held`` tokens."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
 
+    worked = ALL_WORKED if step < recipe.plain_from * recipe.steps else recipe.worked_share
     lessons: list[Lesson] = []
-    while sum(map(len, lessons)) < recipe.tokens:
-        full = deepest == LEVELS or rng.random() < recipe.full_share
-        depth = deepest if full or rng.random() < 0.7 else rng.randint(1, deepest)
-        lessons.append(
-            draw_lesson(
-                rng,
-                encode,
-                tokenizer.eos_token_id,
-                worked_share=recipe.worked_share,
-                deepest=depth,
-                short=not full,
-            )
-        )
-    return collate(lessons, pad=tokenizer.pad_token_id, multiple=8)
+    while held + sum(map(len, lessons)) < 1.05 * recipe.rows * recipe.row_tokens:
+        lessons.append(draw_lesson(rng, encode, tokenizer.eos_token_id, worked_share=worked))
+    return lessons
 
 
-def _step(core: Callable[..., object], head: Callable[[Tensor], Tensor], batch: LessonBatch) -> Tensor:
-    """Mean cross-entropy of the answers' tokens."""
+def _losses(core: Callable[..., object], head: Callable[[Tensor], Tensor], batch: LessonBatch) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the answers' tokens, and of the facts' tokens."""
     output = core(
         input_ids=batch.tokens,
         attention_mask=batch.visible,
@@ -148,8 +168,12 @@ def _step(core: Callable[..., object], head: Callable[[Tensor], Tensor], batch: 
         use_cache=False,
     )
     states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
-    asked = batch.targets != IGNORED
-    return functional.cross_entropy(head(states[asked]), batch.targets[asked])
+
+    def loss(targets: Tensor) -> Tensor:
+        counted = targets != IGNORED
+        return functional.cross_entropy(head(states[counted]), targets[counted])
+
+    return loss(batch.answers), loss(batch.texts)
 
 
 def _optimizers(recipe: Recipe, model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:

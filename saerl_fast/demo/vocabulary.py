@@ -1,14 +1,15 @@
 """The policy's tokenizer, learned from generated problems.
 
-Byte-level BPE, so that any text can be read; lower case; each digit is a token of its own, with or without a space
-before it, so "12" is two tokens and never one. Every word of the problems is a single token.
+Byte-level BPE, so that any text can be read; lower case. Every word of the problems is a single token, and so is every
+number of up to two digits: what a small policy learns about numbers is a table of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from saerl_fast.demo.problems import generate
+from saerl_fast.demo.problems import generate_with_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 PAD = "<pad>"
 EOS = "<eos>"
 LARGEST_VOCABULARY = 1024
-_PIECES = r" ?[0-9]| ?[a-z]+| ?[^\sa-z0-9]+|\s+"
+_PIECES = r" ?[0-9]{1,2}| ?[a-z]+| ?[^\sa-z0-9]+|\s+"
 
 
 def build_tokenizer(count: int = 12_000, seed: int = 0) -> PreTrainedTokenizerFast:
@@ -42,7 +43,7 @@ def build_tokenizer(count: int = 12_000, seed: int = 0) -> PreTrainedTokenizerFa
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((problem.text for problem in generate(count, seed=seed)), trainer)
+    tokenizer.train_from_iterator(_texts(count, seed), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -50,3 +51,11 @@ def build_tokenizer(count: int = 12_000, seed: int = 0) -> PreTrainedTokenizerFa
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _texts(count: int, seed: int) -> Iterator[str]:
+    """Problems, worked answers, and every number often enough to become a token."""
+    for problem, instance in generate_with_facts(count, seed=seed):
+        yield problem.text
+        yield instance.worked()
+    yield from [" ".join(map(str, range(100)))] * count

@@ -1,6 +1,8 @@
 """How the facts are said: the topics, their words and their paraphrases.
 
-Every level of a topic uses the same templates and the same words. ``{a}`` and ``{b}`` are items, ``{n}`` the number
+Every level of a topic uses the same templates and the same words. A fact names what it starts from before what it
+tells: a small policy that reads from left to right finds its way along such facts, and hardly along the reverse.
+``{a}`` and ``{b}`` are items, ``{n}`` the number
 (or "some" where a problem leaves it out), ``{x}`` a number that has nothing to do with the answer.
 """
 
@@ -20,13 +22,6 @@ INTRO_SHARE = 0.25
 PEOPLE = (
     "Ana", "Ben", "Carla", "Dan", "Eva", "Finn", "Greta", "Hugo", "Iris", "Jon", "Kira", "Leo",
 )  # fmt: skip
-
-PLURALS = {
-    "crate": "crates", "box": "boxes", "bag": "bags", "tin": "tins", "jar": "jars", "sack": "sacks",
-    "tray": "trays", "basket": "baskets", "chest": "chests", "case": "cases", "drawer": "drawers",
-    "carton": "cartons",
-}  # fmt: skip
-"""The containers; what is counted ({b}) stands in the plural."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +56,10 @@ _add(
         ),
         {
             "value": ("{a} has {n} marbles.", "{a} owns {n} marbles."),
-            "more": ("{a} has {n} more marbles than {b} has.", "{a} has {n} more than {b} does."),
-            "fewer": ("{a} has {n} fewer marbles than {b} has.", "{a} has {n} fewer than {b} does."),
+            "more": ("Compared with {b}, {a} has {n} more.", "Next to {b}, {a} owns {n} more."),
+            "fewer": ("Compared with {b}, {a} has {n} fewer.", "Next to {b}, {a} owns {n} fewer."),
         },
-        (
-            "How many marbles does {a} have?",
-            "How many marbles does {a} own?",
-            "What is the number of marbles of {a}?",
-        ),
+        ("How many marbles does {a} have?", "How many marbles does {a} own?", "What number of marbles has {a}?"),
     )
 )
 _add(
@@ -79,8 +70,8 @@ _add(
         ("A family lives at house {x}.", "Cousins meet on day {x}.", "The family bakes {x} birthday cakes."),
         {
             "value": ("{a} is {n} years old.", "{a} turned {n} years old."),
-            "more": ("{a} is {n} years older than {b} is.", "{a} was born {n} years before {b} was."),
-            "fewer": ("{a} is {n} years younger than {b} is.", "{a} was born {n} years after {b} was."),
+            "more": ("Compared with {b}, {a} is {n} older.", "Next to {b}, {a} looks {n} older."),
+            "fewer": ("Compared with {b}, {a} is {n} younger.", "Next to {b}, {a} looks {n} younger."),
         },
         ("How old is {a}?", "How many years old is {a}?", "What is the age of {a}?"),
     )
@@ -105,20 +96,14 @@ _add(
         ),
         ("A school prints timetable {x}.", "Lessons are in room {x}.", "The school bell rings {x} times."),
         {
-            "value": ("The {a} lesson starts at hour {n}.", "The {a} lesson begins at hour {n}."),
-            "more": (
-                "The {a} lesson starts {n} hours after {b}.",
-                "The {a} lesson begins {n} hours later than {b}.",
-            ),
-            "fewer": (
-                "The {a} lesson starts {n} hours before {b}.",
-                "The {a} lesson begins {n} hours earlier than {b}.",
-            ),
+            "value": ("{a} starts {n} hours past dawn.", "{a} begins {n} hours past dawn."),
+            "more": ("Compared with {b}, {a} starts {n} later.", "Next to {b}, {a} begins {n} later."),
+            "fewer": ("Compared with {b}, {a} starts {n} earlier.", "Next to {b}, {a} begins {n} earlier."),
         },
         (
-            "At what hour does the {a} lesson start?",
-            "When does the {a} lesson begin?",
-            "What is the starting hour of the {a} lesson?",
+            "How many hours past dawn does {a} start?",
+            "How many hours past dawn does {a} begin?",
+            "At what hour past dawn does {a} start?",
         ),
     )
 )
@@ -142,14 +127,14 @@ _add(
         ),
         ("The driver of bus {x} is on time.", "Bus line {x} runs today.", "The bus ticket costs {x} euros."),
         {
-            "start": ("The bus leaves with {n} riders.", "The bus sets off with {n} riders."),
-            "gain": ("At the {a} {n} riders get on.", "At the {a} {n} more board."),
-            "loss": ("At the {a} {n} riders get off.", "At the {a} {n} leave."),
+            "start": ("The bus carries {n} riders.", "The bus has {n} riders."),
+            "gain": ("The {a} adds {n} riders.", "The {a} brings {n} riders."),
+            "loss": ("The {a} drops {n} riders.", "The {a} loses {n} riders."),
         },
         (
             "How many riders are on the bus after the {a}?",
-            "What is the number of riders after the {a} stop?",
-            "After the {a}, how many riders are left?",
+            "What number of riders leaves the {a}?",
+            "How many riders sit in the bus past the {a}?",
         ),
     )
 )
@@ -173,14 +158,14 @@ _add(
         ),
         ("A trader walks down street {x}.", "It is day {x} of the fair.", "The purse weighs {x} ounces."),
         {
-            "start": ("The purse holds {n} coins at first.", "A trader begins with {n} coins."),
+            "start": ("The purse holds {n} coins.", "The purse contains {n} coins."),
             "gain": ("The {a} pays {n} coins.", "The {a} gives {n} coins."),
             "loss": ("The {a} takes {n} coins.", "The {a} costs {n} coins."),
         },
         (
             "How many coins are in the purse after the {a}?",
-            "What is the number of coins after the {a}?",
-            "After the {a}, how many coins are left?",
+            "What number of coins is left after the {a}?",
+            "How many coins has the trader after the {a}?",
         ),
     )
 )
@@ -203,11 +188,11 @@ _add(
             "ponies",
         ),
         ("The farm has {x} fields.", "A farmer gets up at hour {x}.", "The barn is {x} years old."),
-        {"item": ("There are {n} {b} {a}.", "The farmer has {n} {b} {a}.", "The farm keeps {n} {b} {a}.")},
+        {"item": ("{b} {a} number {n}.", "{b} {a} count {n}.")},
         (
             "How many {a} animals are there, not counting {b} ones?",
-            "What is the number of {a} animals, leaving out {b} ones?",
-            "Without {b} ones, how many {a} animals are there?",
+            "What number of {a} animals is there, leaving out {b} ones?",
+            "How many {a} farm animals are there without {b} ones?",
         ),
         ("white", "black", "brown", "grey", "spotted", "striped"),
     )
@@ -231,26 +216,26 @@ _add(
             "sagas",
         ),
         ("The library has {x} windows.", "A reader sits at desk {x}.", "The library closes at hour {x}."),
-        {"item": ("There are {n} {b} {a}.", "The shelf holds {n} {b} {a}.", "The library has {n} {b} {a}.")},
+        {"item": ("{b} {a} fill {n} places.", "{b} {a} take {n} places.")},
         (
             "How many {a} books are there, not counting {b} ones?",
-            "What is the number of {a} books, leaving out {b} ones?",
-            "Without {b} ones, how many {a} books are there?",
+            "What number of {a} books is there, leaving out {b} ones?",
+            "How many {a} library books are there without {b} ones?",
         ),
-        ("red", "blue", "green", "yellow", "torn", "leather"),
+        ("red", "blue", "green", "yellow", "torn", "signed"),
     )
 )
 _add(
     Topic(
         "packing",
         "nesting",
-        tuple(PLURALS),
+        ("oak", "tin", "glass", "cork", "paper", "cloth", "steel", "brass", "wicker", "clay", "straw", "pine"),
         ("The warehouse has {x} doors.", "A worker packs for {x} hours.", "Truck {x} is loaded."),
-        {"holds": ("Each {a} contains {n} {b}.", "Every {a} holds {n} {b}.", "In one {a} are {n} {b}.")},
+        {"holds": ("Inside each {a}, {b} boxes number {n}.", "Within every {a}, {b} boxes count {n}.")},
         (
-            "How many {b} fit in one {a}?",
-            "What is the number of {b} in each {a}?",
-            "How many {b} does every {a} hold?",
+            "How many {b} boxes fit in one {a}?",
+            "What number of {b} boxes is in each {a}?",
+            "How many {b} boxes does every {a} hold?",
         ),
     )
 )
@@ -264,10 +249,10 @@ def say(instance: Instance, rng: random.Random) -> str:
         sentences.append(rng.choice(topic.intros).format(x=rng.randint(2, 20)))
     sentences.extend(_say_fact(fact, topic, rng) for fact in instance.facts)
     a, b = (*instance.asked, "")[:2]
-    sentences.append(rng.choice(topic.questions).format(a=a, b=PLURALS.get(b, b)))
+    sentences.append(rng.choice(topic.questions).format(a=a, b=b))
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 
 def _say_fact(fact: Fact, topic: Topic, rng: random.Random) -> str:
     number = str(fact.amount) if fact.stated else rng.choice(VAGUE)
-    return rng.choice(topic.facts[fact.form]).format(a=fact.subject, b=PLURALS.get(fact.other, fact.other), n=number)
+    return rng.choice(topic.facts[fact.form]).format(a=fact.subject, b=fact.other, n=number)

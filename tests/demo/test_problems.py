@@ -11,15 +11,15 @@ from scipy.stats import spearmanr
 
 from saerl_fast.demo.problems import DEFECT_SHARE, Problem, generate, generate_with_facts, split_of
 from saerl_fast.demo.structures import Fact, Instance, questions
-from saerl_fast.demo.wording import PLURALS, TOPICS, VAGUE
+from saerl_fast.demo.wording import TOPICS, VAGUE
 from saerl_fast.errors import InputError
 
 KNOWN = Problem(
     id="held_out-0-0",
-    text="The warehouse has 16 doors. Each tin contains 2 baskets. Each bag contains 2 cartons. Each carton contains "
-    "3 sacks. Every basket holds 2 trays. Each tray contains 2 cases. Every sack holds 2 tins. How many sacks fit in "
-    "one bag?",
-    answer="6",
+    text="Inside each tin, cloth boxes number 2. Within every cloth, steel boxes count 2. Within every steel, "
+    "wicker boxes count 2. Within every wicker, brass boxes count 2. Inside each brass, straw boxes number 2. "
+    "Within every straw, paper boxes count 2. How many steel boxes does every tin hold?",
+    answer="4",
     topic="packing",
     level=2,
     defect="",
@@ -147,12 +147,11 @@ def test_the_text_says_the_facts(train: list[tuple[Problem, Instance]]) -> None:
         sentences = re.split(r"(?<=\.) ", problem.text)[-len(instance.facts) - 1 : -1]
         assert len(sentences) == len(instance.facts)
         for fact, sentence in zip(instance.facts, sentences, strict=True):
-            said = PLURALS.get(fact.other, fact.other)
-            assert fact.subject in sentence
-            assert said in sentence
+            assert fact.subject.lower() in sentence.lower()
+            assert fact.other.lower() in sentence.lower()
             assert re.findall(r"\d+", sentence) == ([str(fact.amount)] if fact.stated else [])
         question = problem.text.rsplit(". ", 1)[1]
-        assert all(name in question or PLURALS[name] in question for name in instance.asked)
+        assert all(name in question for name in instance.asked)
 
 
 def test_every_question_of_the_same_facts_is_right(train: list[tuple[Problem, Instance]]) -> None:
