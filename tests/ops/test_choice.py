@@ -143,3 +143,10 @@ def test_fallback_is_said_once(caplog):
         "op runs on reference (cpu_int8: no VNNI; cpu: no compiler)"
     ]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_the_only_compiled_backend_is_no_news(caplog):
+    choice._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="saerl_fast"):
+        assert choice.choose(table(cpu=None), "op", CPU, None) == "cpu"
+    assert caplog.records == []
