@@ -163,9 +163,11 @@ Pooling pooling_named(const std::string& name) {
     return Pooling::count;
 }
 
-std::unique_ptr<SegmentPool> make_pool(Address starts, Address stops, Address tokens, int64_t segments,
-                                       Address columns, Address values, int64_t entries, int64_t latents,
-                                       const std::string& pooling, int64_t threads, const std::string& isa) {
+std::pair<Array<int32_t>, Array<float>> pool_rows(Address starts, Address stops, Address tokens,
+                                                  int64_t segments, Address columns, Address values,
+                                                  int64_t entries, int64_t latents,
+                                                  const std::string& pooling, Address indptr, int64_t threads,
+                                                  const std::string& isa) {
     require(segments >= 0 && entries >= 0, "segments and entries must not be negative");
     require(latents >= 1 && latents <= std::numeric_limits<int32_t>::max(),
             "latents must be from 1 to 2^31 - 1");
@@ -178,12 +180,11 @@ std::unique_ptr<SegmentPool> make_pool(Address starts, Address stops, Address to
                           segments,
                           entries,
                           latents};
-    return std::make_unique<SegmentPool>(all, pooling_named(pooling), sparse_kernels(isa), threads);
-}
-
-void write_pool(const SegmentPool& pool, Address indptr, Address columns, Address values, int64_t threads) {
-    require(threads >= 1, "threads must be at least 1");
-    pool.write(at<int64_t>(indptr), at<int32_t>(columns), at<float>(values), threads);
+    Pooled pooled = pool_segments(all, pooling_named(pooling), sparse_kernels(isa), threads);
+    int64_t* ends = at<int64_t>(indptr);
+    ends[0] = 0;
+    for (int64_t s = 0; s < segments; ++s) ends[s + 1] = ends[s] + pooled.counts[s];
+    return {std::move(pooled.columns), std::move(pooled.values)};
 }
 
 SparseRows sparse_rows(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
@@ -278,6 +279,14 @@ std::vector<std::string> instruction_sets() {
     return names;
 }
 
+// Python reads the numbers where they are, and keeps the array as long as it does.
+template <typename T>
+void array_class(py::module_& module, const char* name) {
+    py::class_<Array<T>>(module, name, py::buffer_protocol())
+        .def("__len__", &Array<T>::size)
+        .def_buffer([](Array<T>& array) { return py::buffer_info(array.data(), array.size()); });
+}
+
 }  // namespace
 }  // namespace saerl
 
@@ -321,13 +330,12 @@ PYBIND11_MODULE(_native, module) {
              py::arg("float_shift"), py::arg("w"), py::arg("bias"), py::arg("scale"), py::arg("size"),
              py::arg("reach"), py::arg("values"), py::arg("columns"), py::arg("relu"), py::arg("threads"));
 
-    py::class_<saerl::SegmentPool>(module, "SegmentPool")
-        .def(py::init(&saerl::make_pool), release(), py::arg("starts"), py::arg("stops"), py::arg("tokens"),
-             py::arg("segments"), py::arg("columns"), py::arg("values"), py::arg("entries"),
-             py::arg("latents"), py::arg("pooling"), py::arg("threads"), py::arg("isa"))
-        .def("entries", &saerl::SegmentPool::entries)
-        .def("write", &saerl::write_pool, release(), py::arg("indptr"), py::arg("columns"), py::arg("values"),
-             py::arg("threads"));
+    saerl::array_class<int32_t>(module, "Int32Array");
+    saerl::array_class<float>(module, "FloatArray");
+    module.def("segment_pool", &saerl::pool_rows, release(), py::arg("starts"), py::arg("stops"),
+               py::arg("tokens"), py::arg("segments"), py::arg("columns"), py::arg("values"),
+               py::arg("entries"), py::arg("latents"), py::arg("pooling"), py::arg("indptr"),
+               py::arg("threads"), py::arg("isa"));
 
     module.def("decode_rows", &saerl::decode_rows, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("table"), py::arg("b"),

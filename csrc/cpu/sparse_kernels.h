@@ -24,6 +24,10 @@ struct SparseKernels {
                      int32_t* columns,  // OUT [counted + kSlack]
                      float* values);    // OUT [counted + kSlack]
 
+    // Divides each number by `divisor`; true when one of them is zero afterwards.
+    bool (*divide)(float* values,  // INOUT [count]
+                   int64_t count, float divisor);
+
     // totals[c] += values[e] * table[columns[e] * stride + c] for 0 <= c < width, entry after entry from
     // `begin` while columns[e] < limit. Returns the entry where it stopped, or `end`.
     int64_t (*accumulate)(const int32_t* columns, const float* values, int64_t begin, int64_t end,

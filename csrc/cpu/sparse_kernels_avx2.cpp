@@ -32,6 +32,22 @@ int64_t drain(float* sums, uint8_t* marks, int64_t blocks, int32_t* columns, flo
     return count;
 }
 
+bool divide(float* values, int64_t count, float divisor) {
+    __m256 zeros = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const __m256 quotient = _mm256_div_ps(_mm256_loadu_ps(values + i), _mm256_set1_ps(divisor));
+        zeros = _mm256_or_ps(zeros, _mm256_cmp_ps(quotient, _mm256_setzero_ps(), _CMP_EQ_OQ));
+        _mm256_storeu_ps(values + i, quotient);
+    }
+    bool zero = _mm256_movemask_ps(zeros) != 0;
+    for (; i < count; ++i) {
+        values[i] /= divisor;
+        zero |= values[i] == 0;
+    }
+    return zero;
+}
+
 // the totals of one panel stay in registers over all entries
 template <int kVectors>
 int64_t accumulate_panel(const int32_t* columns, const float* values, int64_t begin, int64_t end,
@@ -66,7 +82,7 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
 
 }  // namespace
 
-const SparseKernels kAvx2Sparse = {drain, accumulate};
+const SparseKernels kAvx2Sparse = {drain, divide, accumulate};
 
 }  // namespace saerl
 

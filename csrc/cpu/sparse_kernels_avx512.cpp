@@ -22,13 +22,35 @@ int64_t drain(float* sums, uint8_t* marks, int64_t blocks, int32_t* columns, flo
             // "not equal or unordered": NaN stays
             const __mmask16 there = _mm512_cmp_ps_mask(sum, _mm512_setzero_ps(), _CMP_NEQ_UQ);
             const __m512i column = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(j)), lane);
-            _mm512_storeu_ps(values + count, _mm512_maskz_compress_ps(there, sum));
-            _mm512_storeu_si512(columns + count, _mm512_maskz_compress_epi32(there, column));
+            const __m512 kept = _mm512_maskz_compress_ps(there, sum);
+            const __m512i places = _mm512_maskz_compress_epi32(there, column);
             _mm512_storeu_ps(sums + j, _mm512_setzero_ps());
-            count += __builtin_popcount(there);
+            // half a vector is nearly always enough, and crosses a cache line half as often
+            _mm256_storeu_ps(values + count, reinterpret_cast<const __m256&>(kept));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(columns + count),
+                                reinterpret_cast<const __m256i&>(places));
+            const int found = __builtin_popcount(there);
+            if (__builtin_expect(found > kLanes / 2, 0)) {
+                _mm512_storeu_ps(values + count, kept);
+                _mm512_storeu_si512(columns + count, places);
+            }
+            count += found;
         }
     }
     return count;
+}
+
+bool divide(float* values, int64_t count, float divisor) {
+    bool zero = false;
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t left = count - i;
+        const __mmask16 inside = static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff);
+        const __m512 quotient =
+            _mm512_div_ps(_mm512_maskz_loadu_ps(inside, values + i), _mm512_set1_ps(divisor));
+        zero |= _mm512_mask_cmp_ps_mask(inside, quotient, _mm512_setzero_ps(), _CMP_EQ_OQ) != 0;
+        _mm512_mask_storeu_ps(values + i, inside, quotient);
+    }
+    return zero;
 }
 
 // the totals of one panel stay in registers over all entries
@@ -65,7 +87,7 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
 
 }  // namespace
 
-const SparseKernels kAvx512Sparse = {drain, accumulate};
+const SparseKernels kAvx512Sparse = {drain, divide, accumulate};
 
 }  // namespace saerl
 

@@ -28,6 +28,15 @@ int64_t drain(float* sums, uint8_t* marks, int64_t blocks, int32_t* columns, flo
     return count;
 }
 
+bool divide(float* values, int64_t count, float divisor) {
+    bool zero = false;
+    for (int64_t i = 0; i < count; ++i) {
+        values[i] /= divisor;
+        zero |= values[i] == 0;
+    }
+    return zero;
+}
+
 int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, int64_t end, int32_t limit,
                    const float* table, int64_t stride, int64_t width, float* totals) {
     int64_t e = begin;
@@ -41,6 +50,6 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
 
 }  // namespace
 
-const SparseKernels kPlainSparse = {drain, accumulate};
+const SparseKernels kPlainSparse = {drain, divide, accumulate};
 
 }  // namespace saerl

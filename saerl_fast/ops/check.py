@@ -94,6 +94,13 @@ def offsets(op: str, name: str, value: Tensor, total: int, what: str) -> None:
 
 def sparse(op: str, name: str, codes: object, n_latents: int) -> TopKCodes | CsrRows:
     """Codes of either form, whose indices may safely address M latents. Reads the data."""
+    known = sparse_form(op, name, codes)
+    in_range(op, f"{name}.indices", known.indices, n_latents, "latents")
+    return known
+
+
+def sparse_form(op: str, name: str, codes: object) -> TopKCodes | CsrRows:
+    """Codes of either form, whose indices may be any numbers."""
     if isinstance(codes, CsrRows):
         tensor(op, f"{name}.indptr", codes.indptr, "[N + 1]", (torch.int64,))
         tensor(op, f"{name}.indices", codes.indices, "[nnz]", (torch.int32, torch.int64))
@@ -111,5 +118,4 @@ def sparse(op: str, name: str, codes: object, n_latents: int) -> TopKCodes | Csr
     else:
         raise DtypeError(f"{op}: {name} must be TopKCodes or CsrRows; got {type(codes).__name__}")
     same_device(op, f"{name}.indices", codes.indices.device, **{f"{name}.values": codes.values})
-    in_range(op, f"{name}.indices", codes.indices, n_latents, "latents")
     return codes

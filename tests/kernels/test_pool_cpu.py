@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
+from saerl_fast.errors import InputError
 from saerl_fast.kernels import native, pool_cpu
 from saerl_fast.ops import CsrRows, TopKCodes
 from tests.op_table import csr_rows, topk_codes
@@ -97,12 +98,85 @@ def test_int64_indices():
 
 
 def test_the_compiled_side_guards_itself():
-    pool = native.module().SegmentPool
-    bounds = torch.tensor([0, 3])
-    start, stop = bounds.data_ptr(), bounds.data_ptr() + 8
+    pool = native.module().segment_pool
+    bounds, indptr = torch.tensor([0, 3]), torch.empty(2, dtype=torch.int64)
+    start, stop, to = bounds.data_ptr(), bounds.data_ptr() + 8, indptr.data_ptr()
     with pytest.raises(ValueError, match="segments must lie within the entries"):
-        pool(start, stop, stop, 1, 0, 0, 2, 5, "sum", 1, "auto")
+        pool(start, stop, stop, 1, 0, 0, 2, 5, "sum", to, 1, "auto")
     with pytest.raises(ValueError, match="latents must be from 1"):
-        pool(start, stop, stop, 1, 0, 0, 3, 0, "sum", 1, "auto")
+        pool(start, stop, stop, 1, 0, 0, 3, 0, "sum", to, 1, "auto")
     with pytest.raises(ValueError, match="pooling must be sum, mean, max or count; got median"):
-        pool(start, stop, stop, 0, 0, 0, 3, 5, "median", 1, "auto")
+        pool(start, stop, stop, 0, 0, 0, 3, 5, "median", to, 1, "auto")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_waves(mode, threads):
+    """More entries than the threads pool in one wave, in segments of very different sizes."""
+    generator = torch.Generator().manual_seed(1)
+    indices = (torch.randint(0, 5_000, (12_000, 1), generator=generator) + 121 * torch.arange(40)) % 5_000
+    codes = TopKCodes(torch.randn(12_000, 40, generator=generator), indices.int())
+    tokens = torch.randint(0, 60, (300,), generator=generator)
+    tokens[[7, 150]] = 1000
+    offsets = torch.nn.functional.pad(tokens.cumsum(0).clamp(max=12_000), (1, 0))
+    offsets[-1] = 12_000
+    wanted = ops.segment_pool(codes, offsets, 5_000, mode, backend="reference")
+    for count in (1, 2, 3):
+        threads(count)
+        assert_same(ops.segment_pool(codes, offsets, 5_000, mode, backend="cpu"), wanted)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_few_and_many_entries_in_a_row_of_latents(isa):
+    """Few entries mark the blocks they fall into; from four per block on all blocks are read."""
+    n_latents = 640
+    for entries in (1, 39, 40, 41, 640):
+        indices = torch.randperm(n_latents, generator=torch.Generator().manual_seed(entries))[:entries]
+        codes = TopKCodes(torch.ones(1, entries), indices[None].int())
+        _, got, values = pool_cpu.segment_pool(codes, torch.tensor([0, 1]), n_latents, "sum", isa)
+        assert torch.equal(got, indices.sort().values.int())
+        assert torch.equal(values, torch.ones(entries))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("stray", [-(2**31), -1, 300, 2**31 - 1])
+def test_an_index_outside_is_refused_wherever_it_stands(mode, stray, threads):
+    codes = random_codes("csr", 300)
+    whole = ops.segment_pool(codes, OFFSETS, 300, mode, backend="cpu")
+    for count in (1, 3):
+        threads(count)
+        for place in (0, 63, 64, 1000, len(codes.indices) - 1):
+            indices = codes.indices.clone()
+            indices[place] = stray
+            with pytest.raises(InputError, match=rf"indices must lie in 0..299 \(latents\); got .*{stray}"):
+                ops.segment_pool(codes._replace(indices=indices), OFFSETS, 300, mode, backend="cpu")
+        assert_same(ops.segment_pool(codes, OFFSETS, 300, mode, backend="cpu"), whole)
+
+
+def test_an_int64_index_is_checked_before_it_becomes_int32():
+    codes = random_codes("csr", 300)
+    indices = codes.indices.long()
+    indices[5] += 2**32
+    with pytest.raises(InputError, match="indices must lie in 0..299"):
+        ops.segment_pool(codes._replace(indices=indices), OFFSETS, 300, backend="cpu")
+
+
+def test_counts_beyond_what_float32_counts_in_ones():
+    tokens = 2**24 + 8
+    codes = TopKCodes(torch.ones(tokens, 1), torch.zeros(tokens, 1, dtype=torch.int32))
+    offsets = torch.tensor([0, tokens - 8, tokens - 8, tokens])
+    assert pool_cpu.segment_pool(codes, offsets, 3, "count")[2].tolist() == [2**24, 8]
+    assert pool_cpu.segment_pool(codes, torch.tensor([0, tokens]), 3, "count")[2].tolist() == [2**24 + 8]
+
+
+def test_the_result_owns_its_memory_and_no_more():
+    codes = random_codes("csr", 300)
+    indptr, indices, values = pool_cpu.segment_pool(codes, OFFSETS, 300, "mean")
+    wanted = values.clone()
+    assert indices.untyped_storage().nbytes() == 4 * int(indptr[-1])
+    assert values.untyped_storage().nbytes() == 4 * int(indptr[-1])
+    del indptr, indices, codes
+    for _ in range(20):
+        pool_cpu.segment_pool(random_codes("csr", 300), OFFSETS, 300, "sum")
+    assert torch.equal(values, wanted)
+    values[0] = 5.0
+    assert values[0] == 5.0
