@@ -18,6 +18,7 @@ from saerl_fast.errors import (
     CorruptStoreError,
     DiskFullError,
     FormatError,
+    InputError,
     JobMismatchError,
     SaerlError,
     StoreBusyError,
@@ -34,7 +35,12 @@ def write_once(path: Path, content: bytes) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Commit a file under its final name, synced; readers see the old content or the new, nothing between."""
+    """Commit a file under its final name, synced; readers see the old content or the new, nothing between.
+
+    Raises InputError where something other than a file (a folder, a device) has that name.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: wanted the name of a file; a folder or a device is there, and is left alone")
     _write(path, content, os.replace)
 
 

@@ -22,7 +22,7 @@ from saerl_fast.curriculum import BatchPlan, make_plan
 from saerl_fast.demo.policy import LONGEST_ANSWER, POLICY, SAE_FOLDER
 from saerl_fast.demo.problems import Problem, generate
 from saerl_fast.demo.train_sae import CONTEXT
-from saerl_fast.durable import replace
+from saerl_fast.durable import read_object, replace
 from saerl_fast.errors import InputError, JobMismatchError
 from saerl_fast.extract.inputs import hash_file
 from saerl_fast.extract.reader import make_reader
@@ -44,6 +44,7 @@ ROLLOUTS = 8
 PROMPTS_PER_STEP = 8
 DROPPED = 0.05
 SANITY_ROWS = 20_000
+FEWEST_PROBLEMS, FEWEST_LABELS = 200, 50
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,13 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.labelled <= self.problems or self.held_out < 1 or self.steps < 1:
-            raise InputError(f"demo: wanted 1 <= labelled <= problems, held_out >= 1, steps >= 1; got {self}")
+        if self.problems < FEWEST_PROBLEMS or not FEWEST_LABELS <= self.labelled <= self.problems:
+            raise InputError(
+                f"demo: wanted at least {FEWEST_PROBLEMS} problems, and from {FEWEST_LABELS} to all of them labelled (with "
+                f"fewer there is nothing to hold out); got {self}"
+            )
+        if self.held_out < 1 or self.steps < 1:
+            raise InputError(f"demo: wanted held_out >= 1 and steps >= 1; got {self}")
         if self.steps * PROMPTS_PER_STEP > (1 - DROPPED) * self.problems:
             raise InputError(f"demo: {self.steps} steps of {PROMPTS_PER_STEP} prompts are too many for {self.problems}")
 
@@ -96,9 +102,10 @@ def _stage(title: str, work: Callable[[], Result]) -> Result:
 def _enter_settings(out: Path, sizes: Sizes) -> None:
     """A folder belongs to the settings and the weights it was started with."""
     weights = {name: hash_file(str(file)) for name, file in _weights().items()}
-    settings = {"command": "saerl demo", **asdict(sizes), "weights": weights}
+    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(sizes).items())
+    settings = {"command": f"saerl demo {options}", **asdict(sizes), "weights": weights}
     note = out / "demo.json"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != settings:
+    if note.exists() and read_object(note) != settings:
         raise JobMismatchError(f"{out} holds a demo with other settings ({note}); choose another --out, or remove it")
     replace(note, (json.dumps(settings, indent=1) + "\n").encode())
 
@@ -207,7 +214,7 @@ def _plan(
     )
     guessing = signals.held_out["quality"]["near_chance"]
     if guessing:
-        print("   the quality probe is no better than guessing on held-out labels: nothing is filtered")
+        print("   the quality probe cannot be told from guessing on held-out labels: nothing is filtered")
     dropped = 0.0 if guessing else DROPPED
     plan = _plan_of(list(range(len(problems))), features, signals, dropped, sizes.seed)
     plan.save(out / "plan")

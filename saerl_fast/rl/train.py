@@ -136,7 +136,7 @@ def _warn_of_overlap(problems: Problems, held_out: Problems) -> None:
 def _order(config: TrainConfig, settings: dict[str, Any], problems: Problems) -> tuple[BatchPlan, Any]:
     """The plan the run follows and a GRPOConfig that keeps it."""
     from saerl_fast.curriculum.handoff import RECIPES
-    from saerl_fast.rl.order import plan_without_signals, shuffle_plan
+    from saerl_fast.rl.order import plan_without_signals, prompts_in_order, shuffle_plan
 
     if config.recipe is not None and config.recipe not in RECIPES:
         raise InputError(f"recipe: wanted one of {', '.join(RECIPES)}; got {config.recipe!r}")
@@ -150,6 +150,8 @@ def _order(config: TrainConfig, settings: dict[str, Any], problems: Problems) ->
         settings = {**settings, "num_train_epochs": 1}
     arguments = make_grpo_config(settings, plan, config.recipe)
     plan.check(arguments, force=config.force)
+    # a plan of another dataset is refused here, before anything of the run is written
+    prompts_in_order(plan, problems)
     return plan, arguments
 
 

@@ -41,3 +41,17 @@ def test_content_is_synced_before_it_has_its_name_and_the_folder_after(write, st
     assert content == b"content"  # nothing was left in a buffer when the name was given
     assert folder == tmp_path
     assert list(tmp_path.iterdir()) == [tmp_path / "shard"]
+
+
+def test_nothing_but_a_file_is_replaced(tmp_path):
+    import os
+
+    from saerl_fast.durable import replace
+    from saerl_fast.errors import InputError
+
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(InputError, match="left alone"):
+            replace(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]

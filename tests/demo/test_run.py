@@ -8,7 +8,7 @@ import pytest
 from saerl_fast.curriculum import BatchPlan
 from saerl_fast.demo.problems import generate
 from saerl_fast.demo.run import PROMPTS_PER_STEP, Sizes, run_demo
-from saerl_fast.errors import InputError, JobMismatchError
+from saerl_fast.errors import InputError, JobMismatchError, SaerlError
 from saerl_fast.extract.store import load_features
 
 SIZES = Sizes(problems=300, labelled=80, held_out=20, steps=2)
@@ -84,12 +84,26 @@ def test_a_second_run_does_nothing_anew(out: Path) -> None:
     assert {name: (out / name).read_bytes() for name in kept} == content
 
 
+def test_the_command_names_the_sizes(out: Path) -> None:
+    assert read(out / "demo.json")["command"] == (
+        "saerl demo --problems 300 --labelled 80 --held-out 20 --steps 2 --seed 0"
+    )
+
+
+def test_a_broken_note_is_a_named_error(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text("")
+    with pytest.raises(SaerlError, match="demo.json"):
+        run_demo(tmp_path, SIZES)
+
+
 def test_other_settings_in_the_folder_are_refused(out: Path) -> None:
     with pytest.raises(JobMismatchError, match="other settings"):
         run_demo(out, Sizes(problems=300, labelled=80, held_out=20, steps=2, seed=1))
 
 
-@pytest.mark.parametrize("sizes", [{"labelled": 0}, {"labelled": 301}, {"held_out": 0}, {"steps": 0}, {"steps": 36}])
+@pytest.mark.parametrize(
+    "sizes", [{"problems": 100}, {"labelled": 10}, {"labelled": 301}, {"held_out": 0}, {"steps": 0}, {"steps": 36}]
+)
 def test_sizes_that_do_not_fit(sizes: dict[str, int]) -> None:
     with pytest.raises(InputError):
         Sizes(**({"problems": 300, "labelled": 80, "held_out": 20, "steps": 2} | sizes))

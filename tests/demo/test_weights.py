@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from saerl_fast.demo.policy import NAME, POLICY, SAE_FOLDER, answer, load_policy
@@ -12,7 +14,6 @@ from saerl_fast.demo.train_sae import CONTEXT, D_SAE, LAYER, K
 from saerl_fast.extract.reader import make_reader
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.formats import load_sae
-from saerl_fast.formats.safetensors_file import read_header
 from saerl_fast.rl.verify import is_correct
 from saerl_fast.train_sae import sanity
 
@@ -27,8 +28,7 @@ def files() -> list[Path]:
 def test_small_and_in_fp16() -> None:
     assert sum(file.stat().st_size for file in files()) <= LARGEST
     for file in (POLICY / "model.safetensors", SAE_FOLDER / "sae_weights.safetensors"):
-        tensors = [entry for name, entry in read_header(file).items() if name != "__metadata__"]
-        assert {entry["dtype"] for entry in tensors} == {"F16"}
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
     for folder in (POLICY, SAE_FOLDER):
         assert (folder / "README.md").is_file()
         assert (folder / "figures.json").is_file()
@@ -44,12 +44,14 @@ def solved() -> tuple[list[int], list[bool]]:
     return [problem.level for problem in problems], right
 
 
-def test_solves_some_and_fewer_at_higher_levels(solved: tuple[list[int], list[bool]]) -> None:
+def test_solves_some_and_level_one_most(solved: tuple[list[int], list[bool]]) -> None:
     levels, right = solved
     assert 0.2 <= sum(right) / len(right) <= 0.6
     found = spearmanr(levels, right)
     assert found.statistic < 0
     assert found.pvalue < 0.02
+    first = [correct for level, correct in zip(levels, right, strict=True) if level == 1]
+    assert sum(first) / len(first) > sum(right) / len(right) + 0.05
 
 
 def test_accuracy_is_what_the_card_says(solved: tuple[list[int], list[bool]]) -> None:

@@ -287,6 +287,9 @@ def test_a_plan_of_another_dataset_is_refused(world, tmp_path):
     write(tmp_path / "data.jsonl", [{"id": row, "problem": "1", "answer": "1"} for row in range(ROWS)])
     with pytest.raises(PlanError, match="22 ids of this dataset are not in the plan"):
         train(replace(config(world, tmp_path / "b"), data=str(tmp_path / "data.jsonl")), progress=False)
+    # nothing was written: the folders are free for the corrected run
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_plan_by_row_number_knows_the_table_by_its_texts(world, tmp_path):
