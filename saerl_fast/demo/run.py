@@ -61,8 +61,8 @@ class Sizes:
     def __post_init__(self) -> None:
         if self.problems < FEWEST_PROBLEMS or not FEWEST_LABELS <= self.labelled <= self.problems:
             raise InputError(
-                f"demo: wanted at least {FEWEST_PROBLEMS} problems, and from {FEWEST_LABELS} to all of them labelled (with "
-                f"fewer there is nothing to hold out); got {self}"
+                f"demo: wanted at least {FEWEST_PROBLEMS} problems, and from {FEWEST_LABELS} to all of them labelled "
+                f"(with fewer there is nothing to hold out); got {self}"
             )
         if self.held_out < 1 or self.steps < 1:
             raise InputError(f"demo: wanted held_out >= 1 and steps >= 1; got {self}")
