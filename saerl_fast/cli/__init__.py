@@ -49,10 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(words)
         module = importlib.import_module(f"saerl_fast.cli.{args.command}")
         code: int = module.run(args)
-    except SaerlError as error:
-        print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (SaerlError, OSError) as error:
         print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

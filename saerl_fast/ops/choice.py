@@ -117,8 +117,9 @@ def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
 @functools.cache
 def _log_once(op: str, name: str, passed: tuple[str, ...]) -> None:
     unwritten = all(reason.endswith(NOT_WRITTEN) for reason in passed)
-    # from one compiled backend to the next is no cause for alarm, and where there is but one no news
-    level = logging.INFO if unwritten or name != "reference" else logging.WARNING
-    if unwritten and name != "reference":
-        level = logging.DEBUG
+    if name == "reference":
+        level = logging.INFO if unwritten else logging.WARNING
+    else:
+        # from one compiled backend to the next is no cause for alarm, and where there is but one no news
+        level = logging.DEBUG if unwritten else logging.INFO
     logger.log(level, "%s runs on %s (%s)", op, name, "; ".join(passed))

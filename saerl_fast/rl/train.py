@@ -68,6 +68,7 @@ class _Run:
     held_out: Problems | None
     verifier: Verifier
     plan: BatchPlan
+    prompts: Any
     arguments: Any
     progress: bool
 
@@ -111,6 +112,7 @@ def _one_bar() -> Iterator[None]:
 def _prepare(config: TrainConfig, progress: bool) -> _Run:
     """Read and check everything that is cheap."""
     from saerl_fast.extract.inputs import read_table
+    from saerl_fast.rl.order import prompts_in_order
 
     settings = grpo_settings(config)
     verifier = find_verifier(config.verifier)
@@ -122,7 +124,9 @@ def _prepare(config: TrainConfig, progress: bool) -> _Run:
         held_out = read_problems(rows, config.text_field, config.answer_field, id_field)
         _warn_of_overlap(problems, held_out)
     plan, arguments = _order(config, settings, problems)
-    return _Run(config, Path(config.out), problems, held_out, verifier, plan, arguments, progress)
+    # a plan of another dataset is refused here, before anything of the run is written
+    prompts = prompts_in_order(plan, problems)
+    return _Run(config, Path(config.out), problems, held_out, verifier, plan, prompts, arguments, progress)
 
 
 def _warn_of_overlap(problems: Problems, held_out: Problems) -> None:
@@ -136,7 +140,7 @@ def _warn_of_overlap(problems: Problems, held_out: Problems) -> None:
 def _order(config: TrainConfig, settings: dict[str, Any], problems: Problems) -> tuple[BatchPlan, Any]:
     """The plan the run follows and a GRPOConfig that keeps it."""
     from saerl_fast.curriculum.handoff import RECIPES
-    from saerl_fast.rl.order import plan_without_signals, prompts_in_order, shuffle_plan
+    from saerl_fast.rl.order import plan_without_signals, shuffle_plan
 
     if config.recipe is not None and config.recipe not in RECIPES:
         raise InputError(f"recipe: wanted one of {', '.join(RECIPES)}; got {config.recipe!r}")
@@ -150,8 +154,6 @@ def _order(config: TrainConfig, settings: dict[str, Any], problems: Problems) ->
         settings = {**settings, "num_train_epochs": 1}
     arguments = make_grpo_config(settings, plan, config.recipe)
     plan.check(arguments, force=config.force)
-    # a plan of another dataset is refused here, before anything of the run is written
-    prompts_in_order(plan, problems)
     return plan, arguments
 
 
@@ -254,11 +256,9 @@ def _make_trainer(run: _Run) -> Any:
     from trl import GRPOTrainer
 
     from saerl_fast.rl.metrics import Bar, MetricsWriter
-    from saerl_fast.rl.order import prompts_in_order
     from saerl_fast.rl.trl import PlanGuard
 
     planned = run.config.plan is not None
-    dataset = prompts_in_order(run.plan, run.problems)
     callbacks = [
         PlanGuard(run.plan, force=run.config.force),
         MetricsWriter(run.out / METRICS, run.plan, planned=planned),
@@ -269,7 +269,7 @@ def _make_trainer(run: _Run) -> Any:
             run.config.model,
             reward_of(run.verifier, run.problems),
             args=run.arguments,
-            train_dataset=dataset,
+            train_dataset=run.prompts,
             processing_class=load_tokenizer(run.config.model, truncation_side="left", padding_side="left"),
             callbacks=callbacks,
         )
