@@ -172,7 +172,7 @@ SEEDS = (
     seed(
         "order of rows lost after batching by length",
         FEATURIZE_TESTS,
-        ("saerl_fast/featurizer.py", 'return as_run[np.argsort(order, kind="stable")]', "return as_run"),
+        ("saerl_fast/extract/shard.py", 'return as_run[np.argsort(order, kind="stable")]', "return as_run"),
     ),
     seed(
         "hook left behind after an error",
@@ -201,7 +201,7 @@ SEEDS = (
     seed(
         "job without its batch size",
         "tests/attacks/test_job_settings.py",
-        ("saerl_fast/featurizer.py", '        "tokens_per_batch": settings.tokens_per_batch,\n', ""),
+        ("saerl_fast/extract/settings.py", '        "tokens_per_batch": settings.tokens_per_batch,\n', ""),
     ),
     # ---- k-means
     seed(

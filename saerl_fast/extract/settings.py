@@ -1,0 +1,107 @@
+"""What featurize was asked to do: the settings, checked, and the fingerprint of everything that changes a bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from saerl_fast import __version__
+from saerl_fast.errors import InputError
+from saerl_fast.extract.reader import Reader
+from saerl_fast.extract.tokens import Text
+from saerl_fast.sae import SAE
+
+Pool = Literal["mean", "max", "sum", "last", "count"]
+POOLS: tuple[Pool, ...] = ("mean", "max", "sum", "last", "count")
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What featurize was asked to do, checked."""
+
+    pool: Pool
+    limit: int
+    include_special: bool
+    keep_hidden: bool
+    tokens_per_batch: int
+    padding_side: str
+    on_nonfinite: str
+
+
+def check_settings(
+    reader: Reader,
+    sae: SAE,
+    pool: Pool,
+    max_length: int | None,
+    include_special: bool,
+    keep_hidden: bool,
+    tokens_per_batch: int | None,
+    padding_side: str,
+    on_nonfinite: str,
+) -> Settings:
+    """The settings of a run; raises InputError for one that is out of range."""
+    if pool not in POOLS:
+        raise InputError(f"pool must be one of {POOLS}; got {pool!r}")
+    if padding_side not in ("left", "right"):
+        raise InputError(f"padding_side must be left or right; got {padding_side!r}")
+    if on_nonfinite not in ("raise", "mark"):
+        raise InputError(f"on_nonfinite must be raise or mark; got {on_nonfinite!r}")
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length must be at least 1; got {max_length}")
+    limits = [limit for limit in (reader.max_positions, sae.context_size, max_length) if limit]
+    return Settings(
+        pool=pool,
+        limit=min(limits, default=2**31 - 1),
+        include_special=include_special,
+        keep_hidden=keep_hidden,
+        tokens_per_batch=tokens_per_batch
+        or TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"],
+        padding_side=padding_side,
+        on_nonfinite=on_nonfinite,
+    )
+
+
+def job_fingerprint(
+    reader: Reader, sae: SAE, settings: Settings, texts: Sequence[Text], ids: Sequence[str | int]
+) -> dict[str, Any]:
+    """Everything that changes a bit of the result."""
+    return {
+        **reader.fingerprint(),
+        "layer": reader.layer,
+        "sae": sae.weights_hash(),
+        "sae_kind": sae.kind,
+        "sae_k": sae.k,
+        "sae_model": sae.model_name,
+        "sae_hook": sae.hook_name,
+        "pool": settings.pool,
+        "max_tokens": settings.limit,
+        "include_special": settings.include_special,
+        "keep_hidden": settings.keep_hidden,
+        "tokens_per_batch": settings.tokens_per_batch,
+        "padding_side": settings.padding_side,
+        "on_nonfinite": settings.on_nonfinite,
+        "device": reader.device.type,
+        "torch": torch.__version__,
+        "saerl_fast": __version__,
+        "texts": _hash_each(texts),
+        "ids": _hash_each(ids),
+    }
+
+
+def _hash_each(items: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for item in _plain(items):
+        digest.update(item)
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _plain(items: Sequence[Any]) -> Iterator[bytes]:
+    for item in items:
+        yield json.dumps(item, ensure_ascii=True, default=str).encode()

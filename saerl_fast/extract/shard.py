@@ -1,0 +1,154 @@
+"""One shard from texts to sparse rows: tokens, batches of like length, forward up to the hook, encode, pool.
+
+No dense [tokens, d_sae] array is made, activations never leave the device, and the device is waited for
+once, when the pooled rows of the whole shard are fetched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saerl_fast import ops
+from saerl_fast.errors import NonFiniteError
+from saerl_fast.extract.batching import collate, group_by_length
+from saerl_fast.extract.capture import Capture
+from saerl_fast.extract.reader import Reader
+from saerl_fast.extract.settings import Settings
+from saerl_fast.extract.store import Job
+from saerl_fast.extract.tokens import Text, TokenizedText, tokenize
+from saerl_fast.features import SparseFeatures
+from saerl_fast.sae import SAE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Gathered:
+    """What the batches of one shard left on the device."""
+
+    rows: list[NDArray[np.int64]] = field(default_factory=list)
+    pooled: list[ops.CsrRows] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+    batches: list[tuple[int, int]] = field(default_factory=list)
+
+
+def featurize_shard(
+    texts: Sequence[Text],
+    ids: Sequence[str | int],
+    reader: Reader,
+    sae: SAE,
+    settings: Settings,
+    job: Job,
+    advance: Any,
+) -> tuple[SparseFeatures, list[tuple[int, int]]]:
+    """One shard from texts to rows in their own order; the device is waited for once, at the end."""
+    tokens = tokenize(texts, reader.tokenizer, settings.limit, include_special=settings.include_special)
+    gathered = _Gathered()
+    advance(sum(len(text) == 0 for text in tokens))
+    with Capture(reader.model, reader.layer) as capture, torch.inference_mode():
+        for rows in group_by_length([len(text) for text in tokens], settings.tokens_per_batch):
+            _featurize_batch(rows, [tokens[row] for row in rows], capture, reader, sae, settings, gathered)
+            advance(len(rows))
+    features = _assemble(tokens, ids, gathered, sae, settings, job)
+    return _treat_nonfinite(features, settings), gathered.batches
+
+
+def _featurize_batch(
+    rows: NDArray[np.int64],
+    texts: Sequence[TokenizedText],
+    capture: Capture,
+    reader: Reader,
+    sae: SAE,
+    settings: Settings,
+    gathered: _Gathered,
+) -> None:
+    """Forward, encode, pool: device work only."""
+    batch = collate(texts, reader.pad_id, settings.padding_side, reader.device)
+    hidden = capture(batch)
+    flat = hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
+    codes = sae.encode(flat, row_index=batch.kept)
+    gathered.rows.append(rows)
+    gathered.batches.append((len(texts), int(batch.input_ids.shape[1])))
+    gathered.pooled.append(ops.segment_pool(codes, batch.offsets, sae.d_sae, settings.pool))
+    if settings.keep_hidden:
+        kept = flat.index_select(0, batch.kept).float()
+        gathered.hidden.append(torch.segment_reduce(kept, "mean", offsets=batch.offsets, axis=0))
+
+
+def _assemble(
+    tokens: Sequence[TokenizedText],
+    ids: Sequence[str | int],
+    gathered: _Gathered,
+    sae: SAE,
+    settings: Settings,
+    job: Job,
+) -> SparseFeatures:
+    """Rows of all batches on the host, put back into the order of the texts; untouched rows are empty."""
+    silent = np.array([row for row, text in enumerate(tokens) if len(text) == 0], dtype=np.int64)
+    order = np.concatenate([*gathered.rows, silent]).astype(np.int64)
+    lengths = [np.diff(part.indptr.cpu().numpy()) for part in gathered.pooled] + [np.zeros(len(silent), np.int64)]
+    hidden = None
+    if settings.keep_hidden:
+        empty = np.zeros((len(silent), sae.d_in), np.float32)
+        hidden = np.concatenate([*(part.cpu().numpy() for part in gathered.hidden), empty])
+    as_run = SparseFeatures(
+        indptr=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+        indices=_join([part.indices.cpu().numpy() for part in gathered.pooled], np.int32),
+        values=_join([part.values.cpu().numpy() for part in gathered.pooled], np.float32),
+        n_features=sae.d_sae,
+        ids=tuple(ids[row] for row in order),
+        status=tuple(tokens[row].status for row in order),
+        n_tokens=np.array([int(tokens[row].pooled.sum()) for row in order], dtype=np.int32),
+        hidden=hidden,
+        provenance=job.fingerprint,
+    )
+    return as_run[np.argsort(order, kind="stable")]
+
+
+def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
+
+
+def _treat_nonfinite(features: SparseFeatures, settings: Settings) -> SparseFeatures:
+    bad_entries = np.flatnonzero(~np.isfinite(features.values))
+    if not len(bad_entries):
+        return features
+    bad = np.unique(np.searchsorted(features.indptr, bad_entries, side="right") - 1)
+    names = [features.ids[row] for row in bad]
+    if settings.on_nonfinite == "raise":
+        raise NonFiniteError(
+            f"{len(bad)} rows have NaN or infinite activations (ids {names[:5]}{'...' if len(names) > 5 else ''}). "
+            "Is the model in a dtype too narrow for it? on_nonfinite='mark' keeps the rows empty and marked."
+        )
+    logger.warning("%d rows have non-finite activations and are marked: ids %s", len(bad), names[:5])
+    return _blank(features, set(bad.tolist()))
+
+
+def _blank(features: SparseFeatures, rows: set[int]) -> SparseFeatures:
+    """The same features with some rows emptied and marked nonfinite."""
+    lengths = np.diff(features.indptr)
+    stays = np.repeat([row not in rows for row in range(len(features))], lengths)
+    lengths[sorted(rows)] = 0
+    hidden = features.hidden
+    if hidden is not None:
+        hidden = hidden.copy()
+        hidden[sorted(rows)] = 0
+    return SparseFeatures(
+        indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        indices=features.indices[stays],
+        values=features.values[stays],
+        n_features=features.n_features,
+        ids=features.ids,
+        status=tuple("nonfinite" if row in rows else status for row, status in enumerate(features.status)),
+        n_tokens=features.n_tokens,
+        hidden=hidden,
+        provenance=features.provenance,
+    )
