@@ -3,16 +3,17 @@
 `reference.py` holds each operation in plain PyTorch and is its specification.
 """
 
-from saerl_fast.codes import CsrRows, TopKCodes
+from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.kernels.topk_int8 import ScreeningCounts, screening_counts
 from saerl_fast.ops.choice import backend
 from saerl_fast.ops.encode import threshold_encode, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update
-from saerl_fast.ops.rows import decode, project, segment_pool
+from saerl_fast.ops.rows import decode, project, segment_pool, segment_pool_spaced
 
 __all__ = [
     "CsrRows",
     "ScreeningCounts",
+    "SpacedRows",
     "TopKCodes",
     "backend",
     "decode",
@@ -21,6 +22,7 @@ __all__ = [
     "project",
     "screening_counts",
     "segment_pool",
+    "segment_pool_spaced",
     "threshold_encode",
     "topk_encode",
 ]

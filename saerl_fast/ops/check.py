@@ -57,6 +57,12 @@ def same_device(op: str, first: str, device: torch.device, **others: Tensor | No
             )
 
 
+def on_cpu(op: str, name: str, value: object) -> None:
+    """A tensor that can be read without waiting for a device."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        raise InputError(f"{op}: {name} must be on the CPU, where it is read; got {value.device}. Use .cpu()")
+
+
 def kept(op: str, k: object, n_latents: int) -> int:
     """k, with 1 <= k <= M."""
     if isinstance(k, bool) or not isinstance(k, int):
@@ -100,13 +106,22 @@ def sparse(op: str, name: str, codes: object, n_latents: int) -> TopKCodes | Csr
 
 
 def sparse_form(op: str, name: str, codes: object) -> TopKCodes | CsrRows:
-    """Codes of either form, whose indices may be any numbers."""
+    """Codes of either form, whose indices may be any numbers. Reads the data of CSR rows."""
+    known = sparse_shapes(op, name, codes)
+    if isinstance(known, CsrRows):
+        offsets(op, f"{name}.indptr", known.indptr, known.indices.shape[0], "the number of entries")
+    return known
+
+
+def sparse_shapes(op: str, name: str, codes: object) -> TopKCodes | CsrRows:
+    """Codes of either form by their types and shapes alone: reads no data."""
     if isinstance(codes, CsrRows):
         tensor(op, f"{name}.indptr", codes.indptr, "[N + 1]", (torch.int64,))
         tensor(op, f"{name}.indices", codes.indices, "[nnz]", (torch.int32, torch.int64))
         tensor(op, f"{name}.values", codes.values, "[nnz]")
         length(op, f"{name}.values", codes.values, codes.indices.shape[0], f"to match {name}.indices")
-        offsets(op, f"{name}.indptr", codes.indptr, codes.indices.shape[0], "the number of entries")
+        if codes.indptr.shape[0] == 0:
+            raise ShapeError(f"{op}: {name}.indptr must have at least one element; got none. No rows is [0]")
     elif isinstance(codes, TopKCodes):
         tensor(op, f"{name}.values", codes.values, "[N, k]")
         tensor(op, f"{name}.indices", codes.indices, "[N, k]", (torch.int32, torch.int64))
@@ -117,5 +132,8 @@ def sparse_form(op: str, name: str, codes: object) -> TopKCodes | CsrRows:
             )
     else:
         raise DtypeError(f"{op}: {name} must be TopKCodes or CsrRows; got {type(codes).__name__}")
-    same_device(op, f"{name}.indices", codes.indices.device, **{f"{name}.values": codes.values})
+    others = {f"{name}.values": codes.values}
+    if isinstance(codes, CsrRows):
+        others[f"{name}.indptr"] = codes.indptr
+    same_device(op, f"{name}.indices", codes.indices.device, **others)
     return codes

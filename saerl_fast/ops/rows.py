@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saerl_fast.codes import CsrRows, TopKCodes
+from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.errors import DtypeError, InputError
 from saerl_fast.kernels import pool_cpu
 from saerl_fast.ops import check
@@ -74,19 +74,59 @@ def segment_pool(
     Raises ShapeError, DtypeError, InputError (offsets that fall or do not end at the number of tokens,
     an index outside 0..n_latents-1, an unknown mode), BackendUnavailable.
     """
-    if isinstance(n_latents, bool) or not isinstance(n_latents, int):
-        raise DtypeError(f"segment_pool: n_latents must be an int; got {type(n_latents).__name__}")
-    if not 1 <= n_latents <= check.INDEX_LIMIT:
-        raise InputError(f"segment_pool: n_latents must be from 1 to {check.INDEX_LIMIT}; got {n_latents}")
-    check.choice("segment_pool", "mode", mode, POOL_MODES)
-    check.sparse_form("segment_pool", "codes", codes)
-    check.tensor("segment_pool", "offsets", offsets, "[S + 1]", (torch.int64,))
-    n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
-    check.offsets("segment_pool", "offsets", offsets, n_tokens, "the number of tokens")
+    _check_pool("segment_pool", codes, offsets, n_latents, mode)
     check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
+    pooled = _pool("segment_pool", codes, offsets, n_latents, mode, backend)
+    return pooled if isinstance(pooled, CsrRows) else pooled.to_csr()
+
+
+def segment_pool_spaced(
+    codes: TopKCodes | CsrRows,
+    offsets: Tensor,
+    n_latents: int,
+    mode: PoolMode = "mean",
+    *,
+    backend: str | None = None,
+) -> SpacedRows:
+    """`segment_pool` without waiting for the device: the rows where the kernel left them, with room between them.
+
+    offsets [S + 1] int64 *on the CPU*, where they are checked; codes on any device, and so is the result
+    -> SpacedRows of S rows; a row with an index outside 0..n_latents-1 is marked in `counts`, and `to_csr` raises
+
+    For many batches in a row: `SpacedRows.joined(parts).to_csr()` waits once for all of them. Raises as `segment_pool`
+    does; on a CPU, and where only the reference runs, also for an index outside.
+    """
+    check.on_cpu("segment_pool_spaced", "offsets", offsets)
+    _check_pool("segment_pool_spaced", codes, offsets, n_latents, mode)
+    if codes.indices.device.type == "cuda":
+        # from pinned memory the copy is queued behind the work that is under way, and nobody waits
+        offsets = offsets.pin_memory()
+    on_device = offsets.to(codes.indices.device, non_blocking=True)
+    pooled = _pool("segment_pool_spaced", codes, on_device, n_latents, mode, backend)
+    return SpacedRows.of(pooled) if isinstance(pooled, CsrRows) else pooled
+
+
+def _check_pool(op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: str) -> None:
+    if isinstance(n_latents, bool) or not isinstance(n_latents, int):
+        raise DtypeError(f"{op}: n_latents must be an int; got {type(n_latents).__name__}")
+    if not 1 <= n_latents <= check.INDEX_LIMIT:
+        raise InputError(f"{op}: n_latents must be from 1 to {check.INDEX_LIMIT}; got {n_latents}")
+    check.choice(op, "mode", mode, POOL_MODES)
+    check.sparse_shapes(op, "codes", codes)
+    check.tensor(op, "offsets", offsets, "[S + 1]", (torch.int64,))
+    n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
+    check.offsets(op, "offsets", offsets, n_tokens, "the number of tokens")
+
+
+def _pool(
+    op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: PoolMode, backend: str | None
+) -> CsrRows | SpacedRows:
     call = Call(offsets.device.type, codes.values.dtype == torch.float64, n_latents=n_latents)
     name = choose(TABLE, "segment_pool", call, backend)
+    if name != "cuda":  # which marks what it cannot make
+        check.sparse_form(op, "codes", codes)
     # a pass over all indices takes a sixth of the time of the compiled pooling, which sees each of them anyhow
-    if name != "cpu" or not pool_cpu.checks_indices(codes.indices, mode):
-        check.in_range("segment_pool", "codes.indices", codes.indices, n_latents, "latents")
-    return CsrRows(*TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode))
+    if name != "cuda" and not (name == "cpu" and pool_cpu.checks_indices(codes.indices, mode)):
+        check.in_range(op, "codes.indices", codes.indices, n_latents, "latents")
+    pooled = TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode)
+    return pooled if isinstance(pooled, SpacedRows) else CsrRows(*pooled)
