@@ -41,6 +41,7 @@ def featurize(
     *,
     tokenizer: Any = None,
     layer: int | None = None,
+    hook: str | None = None,
     pool: Pool = "mean",
     max_length: int | None = None,
     text_field: str | None = None,
@@ -67,6 +68,7 @@ def featurize(
         (then only the layers needed are loaded and the tokenizer comes with it).
     sae: an SAE, or the folder of one in sae-lens form.
     layer: the block whose output is read, counted from 0; default: the hook in the SAE's metadata.
+    hook: the place to read, where it is no block's output: a sae-lens name (blocks.3.hook_mlp_out) or a module path.
     pool: mean | max | sum | last | count over the tokens of the text. BOS, EOS, CLS, SEP and padding are
         never pooled (unless include_special, which leaves out only padding); the mean divides by the
         tokens kept. Values are float32 and untransformed.
@@ -92,7 +94,7 @@ def featurize(
         raise InputError(f"columns must have one entry per text: {len(rows)} texts, {len(columns)} columns")
     lines = None if columns is None else to_json_lines(columns)
     found = sae if isinstance(sae, SAE) else load_sae(sae)
-    reader = make_reader(model, found, tokenizer=tokenizer, layer=layer, device=device, dtype=dtype)
+    reader = make_reader(model, found, tokenizer=tokenizer, layer=layer, hook=hook, device=device, dtype=dtype)
     found = found.to(reader.device)
     settings = check_settings(
         reader,

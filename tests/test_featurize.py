@@ -266,12 +266,12 @@ def test_bad_input_is_named():
         saerl_fast.featurize(["a"], model, sae, layer=4, **call)
     with pytest.raises(ModelMismatchError, match="layer -1"):
         saerl_fast.featurize(["a"], model, sae, layer=-1, **call)
-    with pytest.raises(ModelMismatchError, match="width 16, .* has width 32"):
+    with pytest.raises(ModelMismatchError, match="width 16, blocks.1.hook_resid_post of .* has width 32"):
         saerl_fast.featurize(["a"], model, tiny.sae(d_in=16), **call)
     with pytest.raises(InputError, match="names no hook; pass layer=L"):
         saerl_fast.featurize(["a"], model, tiny.sae(metadata={}), **call)
-    with pytest.raises(InputError, match="not the output of a block"):
-        saerl_fast.featurize(["a"], model, tiny.sae(metadata={"hook_name": "blocks.1.hook_mlp_out"}), **call)
+    with pytest.raises(InputError, match="is not supported: TransformerLens means"):
+        saerl_fast.featurize(["a"], model, tiny.sae(metadata={"hook_name": "blocks.1.hook_mlp_in"}), **call)
     with pytest.raises(InputError, match="pool must be one of"):
         saerl_fast.featurize(["a"], model, sae, pool="median", **call)
     with pytest.raises(InputError, match="ids must have one entry per text: 1 texts, 2 ids"):
@@ -294,13 +294,13 @@ def test_another_model_than_the_saes_is_a_warning_with_both_names():
 
 
 def test_another_layer_than_the_saes_is_a_warning():
-    with pytest.warns(MismatchWarning, match="blocks.1.hook_resid_post, the output of block 2 is read"):
+    with pytest.warns(MismatchWarning, match="blocks.1.hook_resid_post, blocks.2.hook_resid_post is read"):
         saerl_fast.featurize(["a"], tiny.causal_lm(), tiny.sae(), tokenizer=tiny.tokenizer(), layer=2, progress=False)
 
 
 def test_a_given_layer_serves_an_sae_of_another_kind_of_hook_with_a_warning():
-    sae = tiny.sae(metadata={"hook_name": "blocks.2.hook_resid_pre"})
-    with pytest.warns(MismatchWarning, match=r"hook_resid_pre, the output of block 1 is read"):
+    sae = tiny.sae(metadata={"hook_name": "blocks.2.hook_mlp_out"})
+    with pytest.warns(MismatchWarning, match=r"hook_mlp_out, blocks.1.hook_resid_post is read"):
         found = saerl_fast.featurize(
             TEXTS[:3], tiny.causal_lm(), sae, tokenizer=tiny.tokenizer(), layer=1, progress=False
         )

@@ -16,7 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="reader model: a folder or a hub id")
     parser.add_argument("--sae", required=True, help="SAE folder (sae-lens form)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--layer", type=int, help="block to read, from 0 (default: the SAE's own hook)")
+    parser.add_argument("--layer", type=int, help="block whose output is read, from 0 (default: the SAE's own hook)")
+    parser.add_argument("--hook", help="the place to read: blocks.3.hook_mlp_out, or a module path")
     parser.add_argument("--pool", default="mean", choices=["mean", "max", "sum", "last", "count"])
     parser.add_argument("--max-length", type=int, help="cut texts at this many tokens")
     parser.add_argument("--keep-hidden", action="store_true", help="also keep mean hidden states (for evaluate)")
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         args.sae,
         layer=args.layer,
+        hook=args.hook,
         pool=args.pool,
         max_length=args.max_length,
         keep_hidden=args.keep_hidden,

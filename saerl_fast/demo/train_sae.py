@@ -21,6 +21,7 @@ from torch import Tensor
 from saerl_fast.demo.policy import NAME, POLICY
 from saerl_fast.demo.problems import generate
 from saerl_fast.errors import FormatError
+from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.formats import load_sae
@@ -38,7 +39,10 @@ CONTEXT = 256
 def train(policy: Path, out: Path, *, problems: int, rows: int, seed: int = 0) -> SAESanity:
     """Train on ``rows`` tokens of ``problems`` train problems, save in fp16, measure on held-out tokens."""
     reader = Reader(
-        load_blocks(str(policy), LAYER, device="cpu", dtype=torch.float32), load_tokenizer(str(policy)), LAYER, NAME
+        load_blocks(str(policy), LAYER, device="cpu", dtype=torch.float32),
+        load_tokenizer(str(policy)),
+        block_output(LAYER),
+        NAME,
     )
 
     def stream(split: str) -> Iterator[Tensor]:

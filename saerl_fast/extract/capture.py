@@ -1,14 +1,13 @@
-"""The hook: a forward pass that ends at the layer whose output is wanted.
+"""Capture: a forward pass that ends at the place whose activations are wanted.
 
-The hook hands the block's output over and raises; the blocks above never run. The model is left as it
-was found, also when something fails on the way.
+A forward hook hands them over and raises; what lies above never runs. The model is left as it was found, also
+when something fails on the way.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import re
 from types import TracebackType
 from typing import Any
 
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from saerl_fast.errors import InputError, ModelMismatchError
 from saerl_fast.extract.batching import Batch
+from saerl_fast.extract.hooks import Hook, find_module
 
 logger = logging.getLogger(__name__)
-
-_BLOCK_IN_HOOK = re.compile(r"(?:^|\.)(?:blocks|layers|layer|h|block)\.(\d+)(?:\.hook_resid_post|\.output)?$")
 
 
 class _Captured(Exception):
@@ -28,39 +26,6 @@ class _Captured(Exception):
 
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
-
-
-def layer_of_hook(hook_name: str) -> int:
-    """Block number of a hook on the residual stream after a block.
-
-    Understands sae-lens names (``blocks.14.hook_resid_post``) and Hugging Face module paths
-    (``model.layers.14``, ``encoder.layer.3``, ``transformer.h.5``).
-    """
-    match = _BLOCK_IN_HOOK.search(hook_name)
-    if match is None:
-        raise InputError(
-            f"hook {hook_name!r} is not the output of a block (such as blocks.L.hook_resid_post or model.layers.L); "
-            "only residual-stream hooks are supported. Pass layer=L to choose the block yourself."
-        )
-    return int(match.group(1))
-
-
-def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks of a Hugging Face model: the module list as long as its config says."""
-    config = text_config(model.config)
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    blocks = [(name, module) for name, module in lists if len(module) == config.num_hidden_layers]
-    if not blocks:
-        raise ModelMismatchError(
-            f"{type(model).__name__}: no list of {config.num_hidden_layers} blocks found among "
-            f"{[(name, len(module)) for name, module in lists]}"
-        )
-    return min(blocks, key=lambda found: found[0].count("."))[1]
-
-
-def text_config(config: Any) -> Any:
-    """The part of a config that describes the text model (multimodal configs nest it)."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def first_position(model: nn.Module) -> int:
@@ -72,25 +37,21 @@ def first_position(model: nn.Module) -> int:
 
 
 class Capture:
-    """Runs batches through a model up to one block and returns that block's output.
+    """Runs batches through a model up to one hook point and returns what is read there.
 
     Use as a context manager; the hook exists only inside it::
 
-        with Capture(model, layer=14) as capture:
+        with Capture(model, block_output(14)) as capture:
             hidden = capture(batch)          # [B, T, D]
 
-    layer counts blocks from 0; the result equals ``hidden_states[layer + 1]`` of a full forward (before
-    the final norm, where the last block is asked for).
+    The output of block L equals ``hidden_states[L + 1]`` of a full forward (before the final norm, where the last
+    block is asked for). Raises ModelMismatchError where the model has no such place.
     """
 
-    def __init__(self, model: nn.Module, layer: int) -> None:
-        blocks = find_blocks(model)
-        if not 0 <= layer < len(blocks):
-            raise ModelMismatchError(
-                f"layer {layer} is out of range: {type(model).__name__} has blocks 0 to {len(blocks) - 1}"
-            )
+    def __init__(self, model: nn.Module, hook: Hook) -> None:
         self.model = model
-        self._block = blocks[layer]
+        self.hook = hook
+        self._module, self._side = find_module(model, hook)
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self._training: list[nn.Module] = []
@@ -98,7 +59,10 @@ class Capture:
     def __enter__(self) -> Capture:
         self._training = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        self._handle = self._block.register_forward_hook(_stop)
+        if self._side == "input":
+            self._handle = self._module.register_forward_pre_hook(_stop_before, with_kwargs=True)
+        else:
+            self._handle = self._module.register_forward_hook(_stop_after)
         return self
 
     def __exit__(
@@ -111,17 +75,26 @@ class Capture:
             module.training = True
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The block's output [B, T, D] for a padded batch; positions of padding hold arbitrary finite values."""
+        """What is read for a padded batch, [B, T, D]; positions of padding hold arbitrary finite values."""
         if self._handle is None:
             raise InputError("Capture: call it inside its `with` block")
         with torch.inference_mode():
             try:
                 self.model(**self._inputs(batch))
             except _Captured as captured:
-                return captured.hidden
-        raise ModelMismatchError(
-            f"{type(self.model).__name__}: the forward pass ended without reaching block {self._block}"
-        )
+                return self._shaped(captured.hidden, batch)
+        raise ModelMismatchError(f"{type(self.model).__name__}: the forward pass ended without reaching {self.hook}")
+
+    def _shaped(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """[B, T, D] on the batch's device (a model spread over several has its blocks elsewhere)."""
+        size = batch.input_ids.shape
+        if hidden.numel() % size.numel() or hidden.shape[:-1].numel() != size.numel():
+            raise ModelMismatchError(
+                f"{self.hook} of {type(self.model).__name__} is not one row per token: it has the shape "
+                f"{list(hidden.shape)} for {list(size)} tokens"
+            )
+        hidden = hidden.reshape(*size, -1).to(batch.input_ids.device)
+        return hidden - hidden.mean(dim=-1, keepdim=True) if self.hook.centred else hidden
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         offered = {
@@ -138,5 +111,9 @@ class Capture:
         return name in self._accepted or (name in ("use_cache", "return_dict") and "kwargs" in self._accepted)
 
 
-def _stop(module: nn.Module, inputs: Any, output: Any) -> None:
+def _stop_after(module: nn.Module, inputs: Any, output: Any) -> None:
     raise _Captured(output[0] if isinstance(output, tuple) else output)
+
+
+def _stop_before(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+    raise _Captured(inputs[0] if inputs else named["hidden_states"])

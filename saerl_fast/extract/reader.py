@@ -1,4 +1,4 @@
-"""The reader: a model up to the block that is read, and its tokenizer."""
+"""The reader: a model up to the place that is read, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
-from saerl_fast.extract.capture import find_blocks, first_position, layer_of_hook, text_config
+from saerl_fast.extract.capture import first_position
+from saerl_fast.extract.hooks import Hook, block_output, find_blocks, find_module, hook_width, parse_hook, text_config
 from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
@@ -26,16 +27,19 @@ logger = logging.getLogger(__name__)
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Names of one class: what it does is all in tokenizer.json."""
 
+CENTRED_POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "embed")
+"""What centred writing weights change: the stream and what is added to it."""
+
 _PROBE_ELEMENTS = 1024
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, its tokenizer, the block whose output is read, and the name to record."""
+    """A model, its tokenizer, the place that is read, and the name to record."""
 
     model: Any
     tokenizer: Any
-    layer: int
+    hook: Hook
     name: str
 
     @property
@@ -61,7 +65,7 @@ class Reader:
             "model": self.name,
             "model_dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
             "model_weights": _probe_weights(
-                self.model.get_input_embeddings(), *find_blocks(self.model)[: self.layer + 1]
+                self.model.get_input_embeddings(), *find_blocks(self.model)[: self.hook.layer + 1]
             ),
             "tokenizer": _hash_tokenizer(self.tokenizer),
         }
@@ -73,21 +77,20 @@ def make_reader(
     *,
     tokenizer: Any = None,
     layer: int | None = None,
+    hook: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Reader:
     """A reader for the SAE: from a model object, a folder, or a hub id.
 
-    layer: the block to read; by default the one in the SAE's metadata. From a path only the blocks up
-    to that layer are loaded, and the tokenizer comes with it. An object is used as it is and needs a tokenizer.
+    hook: the place to read, by its sae-lens name or module path; layer=L is short for the output of block L; by
+    default the place in the SAE's metadata. From a path only the blocks up to there are loaded, and the tokenizer
+    comes with it. An object is used as it is and needs a tokenizer.
 
     Raises ModelMismatchError where model, layer and SAE cannot fit. Warns (MismatchWarning) where the
     SAE says that it was made for another model or layer.
     """
-    if layer is None:
-        if sae.hook_name is None:
-            raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
-        layer = layer_of_hook(sae.hook_name)
+    place = _choose_hook(sae, layer, hook)
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise InputError("a model object needs tokenizer=...; only a path or an id brings its own")
@@ -96,11 +99,26 @@ def make_reader(
         loaded, name = model, str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     else:
         name = os.fspath(model)
-        loaded = load_blocks(name, layer, device=device, dtype=dtype)
+        loaded = load_blocks(name, place.layer, device=device, dtype=dtype)
         tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
-    reader = Reader(loaded, tokenizer, layer, name)
+    reader = Reader(loaded, tokenizer, place, name)
     _check_fit(reader, sae)
     return reader
+
+
+def _choose_hook(sae: SAE, layer: int | None, hook: str | None) -> Hook:
+    """The place asked for, else the SAE's own; centred where the SAE's model had centred writing weights."""
+    if layer is not None and hook is not None:
+        raise InputError(f"layer={layer} and hook={hook!r} both say what to read; pass one of them")
+    if layer is not None:
+        place = block_output(layer)
+    elif hook is not None or sae.hook_name is not None:
+        place = parse_hook(hook or str(sae.hook_name))
+    else:
+        raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
+    settings = sae.metadata.get("model_from_pretrained_kwargs") or {}
+    centred = bool(settings.get("center_writing_weights")) and place.point in CENTRED_POINTS
+    return replace(place, centred=centred)
 
 
 def load_blocks(
@@ -176,16 +194,13 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def _check_fit(reader: Reader, sae: SAE) -> None:
-    config = text_config(reader.model.config)
-    width = int(config.hidden_size)
-    if width != sae.d_in:
+    find_module(reader.model, reader.hook)
+    width = hook_width(reader.model, reader.hook)
+    if width not in (None, sae.d_in):
         raise ModelMismatchError(
-            f"the SAE reads activations of width {sae.d_in}, {reader.name} has width {width}"
+            f"the SAE reads activations of width {sae.d_in}, {reader.hook} of {reader.name} has width {width}"
             + (f"; the SAE was trained on {sae.model_name}" if sae.model_name else "")
         )
-    blocks = len(find_blocks(reader.model))
-    if not 0 <= reader.layer < blocks:
-        raise ModelMismatchError(f"layer {reader.layer} is out of range: {reader.name} has blocks 0 to {blocks - 1}")
     if sae.model_name and not _same_model(sae.model_name, reader.name):
         warnings.warn(
             f"the SAE was trained on {sae.model_name}, the model read is {reader.name}; "
@@ -193,17 +208,17 @@ def _check_fit(reader: Reader, sae: SAE) -> None:
             MismatchWarning,
             stacklevel=4,
         )
-    if sae.hook_name and not _reads_output_of(sae.hook_name, reader.layer):
+    if sae.hook_name and not _means(sae.hook_name, reader.hook):
         warnings.warn(
-            f"the SAE was trained on {sae.hook_name}, the output of block {reader.layer} is read",
+            f"the SAE was trained on {sae.hook_name}, {reader.hook} is read",
             MismatchWarning,
             stacklevel=4,
         )
 
 
-def _reads_output_of(hook_name: str, layer: int) -> bool:
+def _means(hook_name: str, hook: Hook) -> bool:
     try:
-        return layer_of_hook(hook_name) == layer
+        return parse_hook(hook_name) == replace(hook, centred=False)
     except InputError:
         return False
 

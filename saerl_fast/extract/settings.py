@@ -73,7 +73,8 @@ def job_fingerprint(
     """Everything that changes a bit of the result."""
     return {
         **reader.fingerprint(),
-        "layer": reader.layer,
+        "layer": reader.hook.layer,
+        "hook": str(reader.hook),
         "sae": sae.weights_hash(),
         "sae_kind": sae.kind,
         "sae_k": sae.k,

@@ -53,7 +53,7 @@ def featurize_shard(
     tokens = tokenize(texts, reader.tokenizer, settings.limit, include_special=settings.include_special)
     gathered = _Gathered()
     advance(sum(len(text) == 0 for text in tokens))
-    with Capture(reader.model, reader.layer) as capture, torch.inference_mode():
+    with Capture(reader.model, reader.hook) as capture, torch.inference_mode():
         for rows in group_by_length([len(text) for text in tokens], settings.tokens_per_batch):
             _featurize_batch(rows, [tokens[row] for row in rows], capture, reader, sae, settings, gathered)
             advance(len(rows))

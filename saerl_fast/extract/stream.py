@@ -70,6 +70,6 @@ def _read_texts(texts: Sequence[Text], reader: Reader, max_length: int, tokens_p
     tokens = tokenize(texts, reader.tokenizer, max_length, include_special=False)
     for rows in group_by_length([len(text) for text in tokens], tokens_per_batch):
         batch = collate([tokens[row] for row in rows], reader.pad_id, "right", reader.device)
-        with Capture(reader.model, reader.layer) as capture:
+        with Capture(reader.model, reader.hook) as capture:
             hidden = capture(batch)
         yield hidden.flatten(0, 1).index_select(0, batch.kept).float().clone()

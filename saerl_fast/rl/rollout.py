@@ -154,7 +154,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 def longest_context(model: Any) -> int | None:
     """Positions the model's config allows, None where it sets no limit."""
-    from saerl_fast.extract.capture import text_config
+    from saerl_fast.extract.hooks import text_config
 
     limit = getattr(text_config(model.config), "max_position_embeddings", None)
     return None if limit is None else int(limit)

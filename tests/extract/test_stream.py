@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saerl_fast.errors import InputError
+from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.stream import stream_activations
 from tests import tiny
@@ -15,7 +16,7 @@ TEXTS = tiny.texts(40)
 
 @pytest.fixture(scope="module")
 def reader():
-    return Reader(tiny.causal_lm(), tiny.tokenizer(), 1, "tiny")
+    return Reader(tiny.causal_lm(), tiny.tokenizer(), block_output(1), "tiny")
 
 
 def all_rows(reader):

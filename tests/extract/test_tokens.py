@@ -5,7 +5,6 @@ import pytest
 
 from saerl_fast.errors import InputError
 from saerl_fast.extract.batching import collate, group_by_length
-from saerl_fast.extract.capture import layer_of_hook
 from saerl_fast.extract.tokens import tokenize
 from tests import tiny
 
@@ -120,25 +119,3 @@ def test_collate_marks_what_is_pooled_whatever_the_pad_id(side):
     assert batch.left_padded == (side == "left")
     first = batch.position_ids[1][batch.attention_mask[1].bool()]
     assert first.tolist() == list(range(len(tokens[1])))
-
-
-@pytest.mark.parametrize(
-    ("hook", "layer"),
-    [
-        ("blocks.14.hook_resid_post", 14),
-        ("model.layers.7", 7),
-        ("encoder.layer.3", 3),
-        ("transformer.h.0", 0),
-        ("gpt_neox.layers.11.output", 11),
-    ],
-)
-def test_hook_names(hook, layer):
-    assert layer_of_hook(hook) == layer
-
-
-@pytest.mark.parametrize(
-    "hook", ["blocks.3.hook_mlp_out", "blocks.3.hook_resid_pre", "hook_embed", "model.layers.3.mlp"]
-)
-def test_other_hooks_are_refused(hook):
-    with pytest.raises(InputError, match="only residual-stream hooks"):
-        layer_of_hook(hook)

@@ -79,12 +79,13 @@ def whole_run(tmp_path_factory):
             grpo=grpo | {"learning_rate": 1e-3, "per_device_train_batch_size": 12, "save_strategy": "no"},
         )  # fmt: skip
         train(config, progress=False)
+    from saerl_fast.extract.hooks import block_output
     from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
     from saerl_fast.extract.stream import stream_activations
     from saerl_fast.train_sae import sanity
 
     model = str(home / "model")
-    reader = Reader(load_blocks(model, 1), load_tokenizer(model), 1, "tiny")
+    reader = Reader(load_blocks(model, 1), load_tokenizer(model), block_output(1), "tiny")
     tokens = next(
         stream_activations([row["text"] for row in rows], reader, batch_rows=256, buffer_rows=512, max_length=64)
     )
