@@ -209,7 +209,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     Looked for in the text model alone, where a model has a vision tower beside it.
     """
     config = text_config(model.config)
-    text_model = model.get_decoder() if hasattr(model, "get_decoder") else model
+    text_model: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
     lists = [(name, module) for name, module in text_model.named_modules() if isinstance(module, nn.ModuleList)]
     blocks = [(name, module) for name, module in lists if len(module) == config.num_hidden_layers]
     if not blocks:
