@@ -123,7 +123,7 @@ def plan(cxx: str, nvcc: str | None, objects: Path, module: Path) -> list[Step]:
     define = ["-DSAERL_CUDA"] if nvcc else []
     checks = SANITIZE_FLAGS if SANITIZERS else []
     steps = []
-    for source in sorted([Path("csrc/bindings.cpp"), *Path("csrc/cpu").glob("*.cpp")]):
+    for source in sorted([*Path("csrc").glob("*.cpp"), *Path("csrc/cpu").glob("*.cpp")]):
         output = objects / (source.stem + ".o")
         special = next((more for ending, more in FLAGS_BY_ENDING.items() if source.stem.endswith(ending)), [])
         flags = [*CXX_FLAGS, *openmp, *special, *define, *include, *checks]

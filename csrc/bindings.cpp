@@ -10,14 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
+#include "bindings.h"
 #include "cpu/cluster_sums.h"
 #include "cpu/decode.h"
 #include "cpu/dense_product.h"
-#include "cpu/fingerprint.h"
 #include "cpu/instruction_sets.h"
-#include "cpu/quantise.h"
-#include "cpu/screening.h"
 #include "cpu/segment_pool.h"
 #include "cpu/sparse_product.h"
 #include "cpu/threads.h"
@@ -31,21 +28,6 @@ namespace py = pybind11;
 
 namespace saerl {
 namespace {
-
-using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-void check_select(int64_t rows, int64_t width, int64_t k, int64_t first_column, int64_t threads) {
-    require(rows >= 0 && width >= 0, "rows and width must not be negative");
-    require(k >= 1, "k must be at least 1");
-    require(first_column >= 0 && first_column <= std::numeric_limits<int32_t>::max() - width,
-            "columns must lie below 2^31");
-    require(threads >= 1, "threads must be at least 1");
-}
 
 void topk_select_cpu(Address scores, int64_t rows, int64_t width, int64_t row_stride, int64_t column_stride,
                      Address bias, Address scale, int64_t k, bool relu, Address values, Address columns,
@@ -90,69 +72,6 @@ void absorb_above(RunningThreshold& running, Address scores, int64_t width, int6
     running.absorb({at<const float>(scores), running.rows(), width, row_stride, 1, at<const float>(bias),
                     at<const float>(scale), first_column},
                    at<const float>(theta), threads);
-}
-
-void counts_above(const RunningThreshold& running, Address counts) {
-    running.counts(at<int64_t>(counts));
-}
-
-void write_above(const RunningThreshold& running, Address columns, Address values, int64_t threads) {
-    require(threads >= 1, "threads must be at least 1");
-    running.write(at<int32_t>(columns), at<float>(values), threads);
-}
-
-void quantise(Address x, int64_t rows, int64_t width, Address shift, Address factor, int64_t q_stride,
-              Address q, Address steps, Address norms, Address errors, int64_t threads,
-              const std::string& isa) {
-    require(rows >= 0 && width >= 0 && q_stride >= width, "a row of q must hold the row of x");
-    require(threads >= 1, "threads must be at least 1");
-    const Channels channels = {at<const double>(shift), at<const double>(factor), width};
-    quantise_rows({at<const float>(x), rows, channels}, screen_kernels(isa), threads,
-                  {at<int8_t>(q), q_stride, at<float>(steps), at<double>(norms), at<double>(errors)});
-}
-
-std::unique_ptr<RunningScreen> make_screen(int64_t rows, int64_t k, int64_t limit, const std::string& isa) {
-    check_select(rows, 0, k, 0, 1);
-    require(limit >= k, "the limit must not be below k");
-    return std::make_unique<RunningScreen>(rows, k, limit, screen_kernels(isa));
-}
-
-void absorb_products(RunningScreen& running, Address products, int64_t width, Address scale, Address reach,
-                     Address error, Address low, Address high, Address step, Address spread, Address size,
-                     int64_t threads) {
-    check_select(running.rows(), width, running.k(), running.columns_seen(), threads);
-    running.absorb({at<const int32_t>(products), width, at<const float>(scale), at<const float>(reach),
-                    at<const float>(error), at<const float>(low), at<const float>(high)},
-                   {at<const float>(step), at<const float>(spread), at<const float>(size)}, threads);
-}
-
-py::tuple finish_screen(RunningScreen& running, Address x, int64_t width, Address shift, Address float_shift,
-                        Address w, Address bias, Address scale, Address size, Address reach, Address values,
-                        Address columns, bool relu, int64_t threads) {
-    const int64_t latents = running.columns_seen();
-    require(latents >= running.k(), "k must not be above the number of columns");
-    require(width >= 0 && threads >= 1, "width must not be negative, threads at least 1");
-    const Encoder encoder = {at<const float>(x),
-                             at<const double>(shift),
-                             at<const float>(float_shift),
-                             at<const float>(w),
-                             at<const float>(bias),
-                             at<const float>(scale),
-                             at<const float>(size),
-                             at<const float>(reach),
-                             width,
-                             latents};
-    ScreenCounts counts;
-    {
-        const py::gil_scoped_release released;
-        counts = running.finish(encoder, at<float>(values), at<int32_t>(columns), relu, threads);
-    }
-    return py::make_tuple(counts.whole, counts.sieved, counts.scored, counts.outside, counts.worst);
-}
-
-uint64_t fingerprint_of(Address bytes, int64_t count, int64_t threads) {
-    require(count >= 0 && threads >= 1, "count must not be negative, threads at least 1");
-    return fingerprint(at<const void>(bytes), count, threads);
 }
 
 Pooling pooling_named(const std::string& name) {
@@ -291,7 +210,7 @@ void array_class(py::module_& module, const char* name) {
 }  // namespace saerl
 
 PYBIND11_MODULE(_native, module) {
-    using release = py::call_guard<py::gil_scoped_release>;
+    using saerl::release;
     module.doc() = "Compiled kernels of saerl_fast. Use saerl_fast.kernels, which knows about tensors.";
 
     module.def("topk_select", &saerl::topk_select_cpu, release(), py::arg("scores"), py::arg("rows"),
@@ -310,25 +229,11 @@ PYBIND11_MODULE(_native, module) {
         .def(py::init(&saerl::make_running_threshold), py::arg("rows"), py::arg("isa"))
         .def("absorb", &saerl::absorb_above, release(), py::arg("scores"), py::arg("width"),
              py::arg("row_stride"), py::arg("bias"), py::arg("scale"), py::arg("theta"), py::arg("threads"))
-        .def("counts", &saerl::counts_above, py::arg("counts"))
-        .def("write", &saerl::write_above, release(), py::arg("columns"), py::arg("values"),
-             py::arg("threads"));
+        .def("counts", &saerl::counts_above<saerl::RunningThreshold>, py::arg("counts"))
+        .def("write", &saerl::write_above<saerl::RunningThreshold>, release(), py::arg("columns"),
+             py::arg("values"), py::arg("threads"));
 
-    module.def("quantise", &saerl::quantise, release(), py::arg("x"), py::arg("rows"), py::arg("width"),
-               py::arg("shift"), py::arg("factor"), py::arg("q_stride"), py::arg("q"), py::arg("steps"),
-               py::arg("norms"), py::arg("errors"), py::arg("threads"), py::arg("isa"));
-    module.def("fingerprint", &saerl::fingerprint_of, release(), py::arg("bytes"), py::arg("count"),
-               py::arg("threads"));
-    module.def("int8_product_refused", &saerl::int8_product_refused);
-
-    py::class_<saerl::RunningScreen>(module, "RunningScreen")
-        .def(py::init(&saerl::make_screen), py::arg("rows"), py::arg("k"), py::arg("limit"), py::arg("isa"))
-        .def("absorb", &saerl::absorb_products, release(), py::arg("products"), py::arg("width"),
-             py::arg("scale"), py::arg("reach"), py::arg("error"), py::arg("low"), py::arg("high"),
-             py::arg("step"), py::arg("spread"), py::arg("size"), py::arg("threads"))
-        .def("finish", &saerl::finish_screen, py::arg("x"), py::arg("width"), py::arg("shift"),
-             py::arg("float_shift"), py::arg("w"), py::arg("bias"), py::arg("scale"), py::arg("size"),
-             py::arg("reach"), py::arg("values"), py::arg("columns"), py::arg("relu"), py::arg("threads"));
+    saerl::bind_screens(module);
 
     saerl::array_class<int32_t>(module, "Int32Array");
     saerl::array_class<float>(module, "FloatArray");

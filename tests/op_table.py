@@ -314,7 +314,11 @@ OPERATIONS = {
     for op in (
         Operation("topk_encode", ops.topk_encode, ("cpu_int8", "cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES),
         Operation(
-            "threshold_encode", ops.threshold_encode, ("cpu", "reference"), THRESHOLD_SAMPLES, THRESHOLD_MISTAKES
+            "threshold_encode",
+            ops.threshold_encode,
+            ("cpu_int8", "cpu", "reference"),
+            THRESHOLD_SAMPLES,
+            THRESHOLD_MISTAKES,
         ),
         Operation("decode", ops.decode, ("cpu", "reference"), DECODE_SAMPLES, DECODE_MISTAKES),
         Operation("project", ops.project, ("cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),

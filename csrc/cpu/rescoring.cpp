@@ -101,7 +101,17 @@ double Rescoring::float_error(int64_t row, int64_t latent, double score) const {
     return float_dot_error(encoder_.width) * length + 0x1p-50 * std::fabs(score);
 }
 
-std::vector<Candidate> Rescoring::reaching(int64_t row, const double* scores, int64_t k) const {
+std::vector<Candidate> Rescoring::reaching(int64_t row, const double* scores,
+                                           const std::function<double(int64_t)>& floor) const {
+    std::vector<Candidate> kept;
+    for (int64_t j = 0; j < encoder_.latents; ++j) {
+        const bool below = scores[j] + float_error(row, j, scores[j]) < floor(j);
+        if (!below) kept.push_back({0, 0, static_cast<int32_t>(j), 0});
+    }
+    return kept;
+}
+
+std::vector<Candidate> Rescoring::reaching_kth(int64_t row, const double* scores, int64_t k) const {
     std::vector<double> lower(static_cast<size_t>(encoder_.latents));
     for (int64_t j = 0; j < encoder_.latents; ++j) {
         const double least = scores[j] - float_error(row, j, scores[j]);
@@ -109,16 +119,11 @@ std::vector<Candidate> Rescoring::reaching(int64_t row, const double* scores, in
         lower[j] = std::isnan(least) ? -std::numeric_limits<double>::infinity() : least;
     }
     std::nth_element(lower.begin(), lower.begin() + (k - 1), lower.end(), std::greater<double>());
-    std::vector<Candidate> kept;
-    for (int64_t j = 0; j < encoder_.latents; ++j) {
-        const bool below = scores[j] + float_error(row, j, scores[j]) < lower[k - 1];
-        if (!below) kept.push_back({0, 0, static_cast<int32_t>(j), 0});
-    }
-    return kept;
+    const double kth = lower[k - 1];
+    return reaching(row, scores, [kth](int64_t) { return kth; });
 }
 
-void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu, float* values,
-                            int32_t* columns) const {
+void Rescoring::score_whole(const std::vector<int64_t>& rows, const Choose& choose, const Take& take) const {
     const int64_t total = static_cast<int64_t>(rows.size()), latents = encoder_.latents;
     for (int64_t first = 0; first < total; first += kWholeRows) {
         const int64_t count = std::min(kWholeRows, total - first);
@@ -133,8 +138,7 @@ void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool re
         });
         std::vector<std::vector<Candidate>> kept(static_cast<size_t>(count));
         for_row_ranges(count, threads_, [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin; n < end; ++n)
-                kept[n] = reaching(chosen[n], scores.data() + n * latents, k);
+            for (int64_t n = begin; n < end; ++n) kept[n] = choose(chosen[n], scores.data() + n * latents);
         });
         std::vector<RowCandidates> pairs;
         for (int64_t n = 0; n < count; ++n) {
@@ -142,9 +146,7 @@ void Rescoring::score_whole(const std::vector<int64_t>& rows, int64_t k, bool re
         }
         score(pairs);
         for_row_ranges(count, threads_, [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin; n < end; ++n) {
-                write_best(kept[n], k, relu, values + chosen[n] * k, columns + chosen[n] * k);
-            }
+            for (int64_t n = begin; n < end; ++n) take(chosen[n], kept[n]);
         });
     }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "screening.h"
@@ -20,19 +21,23 @@ class Rescoring {
     // A bound of the error of a score in float32; infinite or NaN where the row or the latent has none.
     double float_error(int64_t row, int64_t latent, double score) const;
 
-    // Score all latents of these rows in float32, a few rows at a time, and in float64 what may be among the k
-    // largest; write these.
-    void score_whole(const std::vector<int64_t>& rows, int64_t k, bool relu,
-                     float* values,            // OUT [all rows, k]
-                     int32_t* columns) const;  // OUT [all rows, k]
+    // Score all latents of these rows in float32, a few rows at a time. choose(row, scores [latents]) gives what these
+    // scores do not rule out, take(row, candidates) gets it scored in float64.
+    using Choose = std::function<std::vector<Candidate>(int64_t row, const double* scores)>;
+    using Take = std::function<void(int64_t row, std::vector<Candidate>& candidates)>;
+    void score_whole(const std::vector<int64_t>& rows, const Choose& choose, const Take& take) const;
+
+    // The latents of one row whose score may reach floor(latent), by scores [latents] in float32; ascending.
+    std::vector<Candidate> reaching(int64_t row, const double* scores,
+                                    const std::function<double(int64_t)>& floor) const;
+    // Those that may be among its k largest.
+    std::vector<Candidate> reaching_kth(int64_t row, const double* scores, int64_t k) const;
 
   private:
     // w: the row of the latent in float64; next_row: the row to be scored next
     double score_of_dot(double dot, int64_t latent) const;
     double score_of(int64_t row, int64_t latent, const double* w, int64_t next_row) const;
     double float_score_of(int64_t row, int64_t latent, int64_t next_row) const;
-    // The latents of one row that may be among its k largest, by scores [latents] in float32.
-    std::vector<Candidate> reaching(int64_t row, const double* scores, int64_t k) const;
     const float* row_of(int64_t row) const { return encoder_.x + row * encoder_.width; }
 
     Encoder encoder_;

@@ -21,46 +21,26 @@ void RunningThreshold::absorb(const ScoreBlock& block, const float* theta, int64
     const float floor = least_kept(theta, block.width);
     for_row_ranges(rows(), threads, [&](int64_t begin, int64_t end) {
         Hits hits;
-        for (int64_t row = begin; row < end; ++row) absorb_row(rows_[row], block, row, theta, floor, hits);
+        for (int64_t row = begin; row < end; ++row) absorb_row(block, row, theta, floor, hits);
     });
     columns_seen_ += block.width;
 }
 
-void RunningThreshold::absorb_row(Kept& kept, const ScoreBlock& block, int64_t row, const float* theta,
-                                  float floor, Hits& hits) {
+void RunningThreshold::absorb_row(const ScoreBlock& block, int64_t row, const float* theta, float floor,
+                                  Hits& hits) {
     const ScoreRow stretch = {block.scores + row * block.row_stride, block.bias, block.scale};
-    for (int64_t begin = 0; begin < block.width && !kept.nan;) {
+    for (int64_t begin = 0; begin < block.width && !spoilt_[row];) {
         hits.count = 0;
         hits.nan = false;
         begin = kernels_.collect(stretch, begin, block.width, floor, hits);
-        kept.nan = hits.nan;
+        spoilt_[row] = hits.nan;
         for (int64_t i = 0; i < hits.count; ++i) {
             const int32_t column = hits.columns[i];
             if (!(hits.values[i] > theta[column]) || !(hits.values[i] > 0)) continue;
-            kept.columns.push_back(static_cast<int32_t>(block.first_column + column));
-            kept.values.push_back(hits.values[i]);
+            kept_.add(row, static_cast<int32_t>(block.first_column + column), hits.values[i]);
         }
     }
-    if (kept.nan) {
-        kept.columns.assign(1, 0);
-        kept.values.assign(1, std::numeric_limits<float>::quiet_NaN());
-    }
-}
-
-void RunningThreshold::counts(int64_t* counts) const {
-    for (const Kept& kept : rows_) *counts++ = static_cast<int64_t>(kept.columns.size());
-}
-
-void RunningThreshold::write(int32_t* columns, float* values, int64_t threads) const {
-    std::vector<int64_t> firsts = {0};
-    for (const Kept& kept : rows_)
-        firsts.push_back(firsts.back() + static_cast<int64_t>(kept.columns.size()));
-    for_row_ranges(rows(), threads, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            std::copy(rows_[row].columns.begin(), rows_[row].columns.end(), columns + firsts[row]);
-            std::copy(rows_[row].values.begin(), rows_[row].values.end(), values + firsts[row]);
-        }
-    });
+    if (spoilt_[row]) kept_.spoil(row);
 }
 
 }  // namespace saerl

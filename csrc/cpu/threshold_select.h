@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kept_rows.h"
 #include "topk_select.h"
 
 namespace saerl {
@@ -20,31 +21,23 @@ namespace saerl {
 class RunningThreshold {
   public:
     RunningThreshold(int64_t rows, const RowKernels& kernels)
-        : kernels_(kernels), rows_(static_cast<size_t>(rows)) {}
+        : kernels_(kernels), kept_(rows), spoilt_(static_cast<size_t>(rows)) {}
 
     // Take the next columns; column_stride is 1.
     void absorb(const ScoreBlock& block,
                 const float* theta,  // IN  [width], none of them NaN
                 int64_t threads);
 
-    int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
+    int64_t rows() const { return kept_.rows(); }
     int64_t columns_seen() const { return columns_seen_; }
-    void counts(int64_t* counts) const;  // OUT [rows]
-    void write(int32_t* columns,         // OUT [sum of counts]
-               float* values,            // OUT [sum of counts]
-               int64_t threads) const;
+    const KeptRows& kept() const { return kept_; }
 
   private:
-    struct Kept {
-        std::vector<int32_t> columns;
-        std::vector<float> values;
-        bool nan = false;
-    };
-    void absorb_row(Kept& kept, const ScoreBlock& block, int64_t row, const float* theta, float floor,
-                    Hits& hits);
+    void absorb_row(const ScoreBlock& block, int64_t row, const float* theta, float floor, Hits& hits);
 
     const RowKernels& kernels_;
-    std::vector<Kept> rows_;
+    KeptRows kept_;
+    std::vector<uint8_t> spoilt_;  // rows with a NaN: bytes, which threads may write side by side
     int64_t columns_seen_ = 0;
 };
 

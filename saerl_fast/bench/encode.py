@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from saerl_fast import ops
@@ -22,9 +24,9 @@ GEMM_BLOCK = 4096
 """Latents in a block of the matrix product alone: a product that never leaves the cache can beat one whole one."""
 
 
-def backend_of(op: str, want: str | None = None, *, k: int = 0, n_latents: int = 0, width: int = 0) -> str:
+def backend_of(op: str, want: str | None = None, **sizes: Any) -> str:
     """The backend that runs `op` on the CPU at these sizes; raises BackendUnavailable where the one wanted cannot."""
-    return pick(TABLE, op, Call("cpu", k=k, n_latents=n_latents, width=width), want)[0]
+    return pick(TABLE, op, Call("cpu", **sizes), want)[0]
 
 
 def select(rows: int, latents: int, k: int) -> Contest:
@@ -137,6 +139,6 @@ def threshold_encode(rows: int, width: int, latents: int, l0: int) -> Contest:
         ours=lambda: ops.threshold_encode(inputs.x, inputs.w_enc, inputs.b_enc, theta, b_dec=inputs.b_dec),
         baselines={"torch addmm + threshold + nonzero to CSR": dense},
         prove=lambda codes: proof.thresholded(codes, inputs, theta),
-        backend=backend_of("threshold_encode", n_latents=latents, width=width),
+        backend=backend_of("threshold_encode", n_latents=latents, width=width, threshold=theta),
         facts={"theta": theta, "mean_l0": len(dense().indices) / rows},
     )

@@ -4,7 +4,7 @@
 
 The exponents e balance the channels (2^e near the root of max |x| / max |w|), so that a few massive channels do not
 take the eight bits from all the others. They are powers of two: scaling is exact. They come from the rows of the
-first call, and a poor choice costs time only, since every result is proved or computed in float64 (topk_int8.py).
+first call, and a poor choice costs time only, since every result is proved or computed in float64 (int8_screening.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import functools
 import json
 from importlib import resources
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,11 +142,16 @@ class RunningThreshold:
 
     def finish(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Write the number of entries of each row into counts [rows] int64; returns indices int32 and values."""
-        self._native.counts(address(counts))
-        entries = int(counts.sum())
-        indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=torch.float32)
-        self._native.write(address(indices), address(values), threads())
-        return indices, values
+        return _written(self._native, counts)
+
+
+def _written(keeper: Any, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """What a compiled object keeps of each row: `counts` is filled, indices and values are returned."""
+    keeper.counts(address(counts))
+    entries = int(counts.sum())
+    indices, values = torch.empty(entries, dtype=torch.int32), torch.empty(entries, dtype=torch.float32)
+    keeper.write(address(indices), address(values), threads())
+    return indices, values
 
 
 class ScreenedEncoder(NamedTuple):
@@ -185,14 +190,11 @@ class ScreenResult(NamedTuple):
     """The largest error of an estimate, in units of its bound"""
 
 
-class RunningScreen:
-    """The select by int8 screening (csrc/cpu/screening.h) of rows whose products come in blocks of columns.
+class Screen:
+    """Rows by int8 screening (csrc/cpu/screening.h), whose products come in blocks of columns."""
 
-    A row with more than `limit` survivors is scored whole.
-    """
-
-    def __init__(self, rows: int, k: int, limit: int, isa: str = "auto") -> None:
-        self._native = module().RunningScreen(rows, k, limit, isa)
+    def __init__(self, compiled: Any) -> None:
+        self._native = compiled
 
     def absorb(self, products: Tensor, latents: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> None:
         """Take the next columns: products [rows, width] int32, contiguous.
@@ -203,11 +205,33 @@ class RunningScreen:
             address(products), products.shape[1], *(address(term) for term in (*latents, *rows)), threads()
         )
 
+
+class ScreenedTopK(Screen):
+    """The k largest of each row. A row with more than `limit` survivors is scored whole."""
+
+    def __init__(self, rows: int, k: int, limit: int, isa: str = "auto") -> None:
+        super().__init__(module().ScreenedTopK(rows, k, limit, isa))
+
     def finish(self, encoder: ScreenedEncoder, values: Tensor, indices: Tensor, relu: bool) -> ScreenResult:
         """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32."""
-        e = encoder
-        parts = (e.shift, e.float_shift, e.w, e.bias, e.scale, e.size, e.reach, values, indices)
-        counts = self._native.finish(
-            address(e.x), e.x.shape[1], *(address(part) for part in parts), relu, threads()
-        )  # fmt: skip
-        return ScreenResult(*counts)
+        return ScreenResult(*self._native.finish(_parts(encoder), address(values), address(indices), relu, threads()))
+
+
+class ScreenedThreshold(Screen):
+    """All of each row above a bound per latent; the terms of the latents are those of score - bound."""
+
+    def __init__(self, rows: int, limit: int, isa: str = "auto") -> None:
+        super().__init__(module().ScreenedThreshold(rows, limit, isa))
+
+    def finish(self, encoder: ScreenedEncoder, bound: Tensor) -> ScreenResult:
+        """Score the survivors; bound [M] float64, contiguous, none of them NaN or below 0."""
+        return ScreenResult(*self._native.finish(_parts(encoder), address(bound), threads()))
+
+    def write(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the number of entries of each row into counts [rows] int64; returns indices int32 and values."""
+        return _written(self._native, counts)
+
+
+def _parts(e: ScreenedEncoder) -> tuple[int, ...]:
+    rest = (e.shift, e.float_shift, e.w, e.bias, e.scale, e.size, e.reach)
+    return address(e.x), e.x.shape[1], *(address(part) for part in rest)

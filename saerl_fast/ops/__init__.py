@@ -4,7 +4,7 @@
 """
 
 from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
-from saerl_fast.kernels.topk_int8 import ScreeningCounts, screening_counts
+from saerl_fast.kernels.int8_screening import ScreeningCounts, screening_counts
 from saerl_fast.ops.choice import backend
 from saerl_fast.ops.encode import threshold_encode, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update

@@ -37,6 +37,8 @@ class Call:
     n_latents: int = 0
     width: int = 0
     """D"""
+    threshold: float = 0.0
+    """What nearly all theta of threshold_encode exceed; 0 where nothing is known of them."""
 
 
 @dataclass(frozen=True, slots=True)

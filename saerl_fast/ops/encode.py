@@ -61,8 +61,8 @@ def threshold_encode(
     The other arguments are those of `topk_encode`.
     -> CsrRows of N rows: indptr [N + 1] int64, indices [nnz] int32 ascending, values [nnz] float32
 
-    The comparison is strict: h = theta is not kept. A row with a NaN score gives one entry, index 0
-    with value NaN, so that it can be seen.
+    The comparison is strict: h = theta is not kept. It is made in float32, by backend `cpu_int8` in float64. A row
+    with a NaN score gives one entry, index 0 with value NaN, so that it can be seen.
     """
     _check_encoder("threshold_encode", x, w_enc, b_enc, b_dec, scale, row_index)
     if isinstance(theta, Tensor):
@@ -75,9 +75,23 @@ def threshold_encode(
     if unordered:
         raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
     check_row_index("threshold_encode", row_index, x)
-    call = Call(x.device.type, torch.float64 in (x.dtype, w_enc.dtype))
+    call = Call(
+        x.device.type,
+        torch.float64 in (x.dtype, w_enc.dtype),
+        n_latents=w_enc.shape[0],
+        width=x.shape[1],
+        # on a device, looking at it would wait for everything before it
+        threshold=_usual_least(theta) if x.device.type == "cpu" else 0.0,
+    )
     name = choose(TABLE, "threshold_encode", call, backend)
     return CsrRows(*TABLE["threshold_encode"][name].run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def _usual_least(theta: Tensor | float) -> float:
+    """The least threshold but for one latent in a hundred: a few may be 0, as those of dead latents are."""
+    if not isinstance(theta, Tensor):
+        return float(theta)
+    return float(theta.float().kthvalue(1 + len(theta) // 100).values)
 
 
 def _check_encoder(

@@ -10,6 +10,7 @@ from saerl_fast.kernels import (
     pool_cpu,
     sparse_cpu,
     threshold_cpu,
+    threshold_int8,
     topk_cpu,
     topk_cuda,
     topk_int8,
@@ -38,8 +39,14 @@ def _int8_refuses(call: Call) -> str | None:
     return int8_product.missing()
 
 
-def _int8_declines(call: Call) -> str | None:
+def _int8_topk_declines(call: Call) -> str | None:
     return None if topk_int8.pays(call.width, call.n_latents, call.k) else topk_int8.PAYS_NOT
+
+
+def _int8_threshold_declines(call: Call) -> str | None:
+    if not threshold_int8.pays(call.width, call.n_latents):
+        return threshold_int8.PAYS_NOT
+    return None if call.threshold > 0 else threshold_int8.NOT_FOR_RELU
 
 
 def _cpu_pool_refuses(call: Call) -> str | None:
@@ -62,11 +69,12 @@ def _cuda_topk_refuses(call: Call) -> str | None:
 TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses),
-        "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_declines),
+        "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {
+        "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),
     },

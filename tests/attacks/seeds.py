@@ -128,7 +128,7 @@ SEEDS = (
         "bound without the rounding of the weights",
         "tests/nightly/test_certificate.py",
         (
-            "saerl_fast/kernels/topk_int8.py",
+            "saerl_fast/kernels/int8_screening.py",
             "torch.where(fits, w.errors * size, 0).float(),",
             "torch.zeros_like(size).float(),",
         ),

@@ -4,8 +4,8 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.bench.data import encoder
-from saerl_fast.kernels import topk_int8
-from saerl_fast.kernels.topk_int8 import screening_counts
+from saerl_fast.kernels import int8_screening
+from saerl_fast.kernels.int8_screening import screening_counts
 
 
 def normal(*shape, seed=0):
@@ -66,4 +66,4 @@ def same(one, other):
 
 
 def forget_prepared_weights():
-    topk_int8.CACHE.clear()
+    int8_screening.CACHE.clear()

@@ -5,8 +5,8 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.errors import BackendUnavailable
-from saerl_fast.kernels import int8_product, int8_weights, native, topk_int8
-from saerl_fast.kernels.topk_int8 import screening_counts
+from saerl_fast.kernels import int8_product, int8_screening, int8_weights, native, topk_int8
+from saerl_fast.kernels.int8_screening import screening_counts
 from tests.kernels.int8_cases import (
     assert_best,
     encode,
@@ -85,8 +85,8 @@ def bounds_and_scores(arguments):
     shift = arguments["b_dec"].double()
     prepared = int8_weights.prepare(w, x - arguments["b_dec"])
     rows = int8_weights.quantise(x, shift, -prepared.exponents)
-    latents = topk_int8.latent_terms(prepared.rows, arguments["b_enc"], arguments.get("scale"))
-    row = topk_int8.row_terms(rows)
+    latents = int8_screening.latent_terms(prepared.rows, arguments["b_enc"], arguments.get("scale"))
+    row = int8_screening.row_terms(rows)
     products = torch.empty(len(x), len(w), dtype=torch.int32)
     int8_product.multiply(rows.q, prepared.rows.q, products)
     middle = products.double() * row.step.double()[:, None] * latents.scale.double()
@@ -118,9 +118,9 @@ def test_bounds_as_the_kernels_compute_them_hold_for_every_pair():
 
 
 def test_bounds_that_are_too_tight_are_noticed(monkeypatch):
-    terms = topk_int8.row_terms
+    terms = int8_screening.row_terms
     monkeypatch.setattr(
-        topk_int8,
+        int8_screening,
         "row_terms",
         lambda x: terms(x)._replace(spread=0.01 * terms(x).spread, size=0.01 * terms(x).size),
     )
@@ -281,8 +281,8 @@ def test_products_are_rounded_before_they_are_added(isa, monkeypatch):
     w[:, 32] = -w[:, 0]
     b_dec = torch.zeros(40)
     b_dec[[0, 32]] = 2.0**-29 / 3  # 1 - this takes all bits of a float64
-    screen = native.RunningScreen
-    monkeypatch.setattr(native, "RunningScreen", lambda *sizes: screen(*sizes, isa=isa))
+    screen = native.ScreenedTopK
+    monkeypatch.setattr(native, "ScreenedTopK", lambda *sizes: screen(*sizes, isa=isa))
     codes = encode({"x": x, "w_enc": w, "b_enc": torch.zeros(9), "b_dec": b_dec}, 9)
     assert codes.values.tolist() == [[0.0] * 9]
     assert codes.indices.tolist() == [list(range(9))]
@@ -292,9 +292,9 @@ def test_products_are_rounded_before_they_are_added(isa, monkeypatch):
 def test_instruction_sets_give_the_same_bits(isa, monkeypatch):
     arguments = massive(zipf_encoder(70, 193, 3001, scale=normal(3001, seed=9).abs() + 0.5))
     wanted = encode(arguments, 24)
-    screen, quantise = native.RunningScreen, topk_int8.quantise
-    monkeypatch.setattr(native, "RunningScreen", lambda *sizes: screen(*sizes, isa=isa))
-    monkeypatch.setattr(topk_int8, "quantise", lambda *rows: quantise(*rows, isa=isa))
+    screen, quantise = native.ScreenedTopK, int8_screening.quantise
+    monkeypatch.setattr(native, "ScreenedTopK", lambda *sizes: screen(*sizes, isa=isa))
+    monkeypatch.setattr(int8_screening, "quantise", lambda *rows: quantise(*rows, isa=isa))
     assert same(encode(arguments, 24), wanted)
     quantised = quantise(arguments["x"], torch.zeros(193).double(), torch.zeros(193).double(), isa=isa)
     error = (arguments["x"].double() - quantised.steps.double()[:, None] * quantised.q[:, :193].double()).norm(dim=1)

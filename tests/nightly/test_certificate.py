@@ -7,8 +7,9 @@ block to block, so that no two blocks hold the same numbers.
 import pytest
 import torch
 
-from saerl_fast.kernels import int8_product
-from saerl_fast.kernels.topk_int8 import screening_counts
+from saerl_fast import ops
+from saerl_fast.kernels import int8_product, threshold_int8
+from saerl_fast.kernels.int8_screening import screening_counts
 from tests.kernels.int8_cases import encode, zipf_encoder
 from tests.kernels.test_topk_int8 import bounds_and_scores
 from tests.nightly.sizes import daily_and_nightly
@@ -64,6 +65,24 @@ def test_no_score_lies_outside_of_the_bound_of_the_kernel(pairs, record_property
     scored = after.scored - before.scored
     # rows in three channels may be scored whole; the others are screened
     assert scored >= 0.8 * pairs
+    assert after.worst <= 1
+    record_property("pairs", scored)
+    record_property("worst_error_over_bound", round(after.worst, 4))
+
+
+@daily_and_nightly("pairs", 10**6, 10**8)
+def test_no_score_lies_outside_of_the_bound_of_the_kernel_with_thresholds(pairs, record_property, monkeypatch):
+    # biases lift most scores above thresholds of their size: these pairs are kept, scored and held against the bounds
+    monkeypatch.setattr(threshold_int8, "survivors_limit", lambda n_latents: n_latents)
+    before = screening_counts()
+    for arguments in blocks(pairs):
+        size = (arguments["x"][:50] - arguments["b_dec"]).norm(dim=1).median()
+        theta = size * torch.rand(LATENTS, generator=torch.Generator().manual_seed(len(arguments["x"])))
+        lifted = arguments | {"b_enc": arguments["b_enc"] + theta + 0.5 * size}
+        ops.threshold_encode(**lifted, theta=theta, backend="cpu_int8")
+    after = screening_counts()
+    scored = after.scored - before.scored
+    assert scored >= 0.5 * pairs
     assert after.worst <= 1
     record_property("pairs", scored)
     record_property("worst_error_over_bound", round(after.worst, 4))
