@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from saerl_fast.errors import InputError
 from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
+from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import Reader, make_reader
 from saerl_fast.extract.settings import Pool, Settings, check_settings, job_fingerprint
 from saerl_fast.extract.shard import featurize_shard
@@ -54,6 +55,8 @@ def featurize(
     tokens_per_batch: int | None = None,
     shard_rows: int = SHARD_ROWS,
     padding_side: Literal["right", "left"] = "right",
+    packing: Wish = "auto",
+    each_shard: Callable[[SparseFeatures], object] | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     on_nonfinite: Literal["raise", "mark"] = "raise",
@@ -77,8 +80,13 @@ def featurize(
     keep_hidden: also keep the mean hidden state over the same tokens, float32 [S, D].
     ids: one unique id per text; default the dataset's column ``id`` where it names every row once, else 0, 1, 2 ...
     columns, source: kept in the folder beside the rows; columns is one dict a text.
-    tokens_per_batch: padded tokens of one forward pass; default 4,096 on a CPU, 32,768 on CUDA.
-    shard_rows: rows per shard; texts are sorted by length inside a shard only.
+    tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a CPU, 32,768 on CUDA.
+    shard_rows: rows per shard; texts are put into batches inside a shard only.
+    packing: "on" lays the texts of a batch end to end in one row, each attending to itself, so that none is padded;
+        "off" pads texts of like length; "auto" packs on CUDA where the model and the kernels installed allow it. The
+        choice and its reason are in a line of log, the choice in the provenance (``layout``).
+    each_shard: called with the rows of each shard as soon as they are there, in order; on a resumed run also with
+        those read back. Streaming k-means: ``lambda rows: kmeans.partial_fit(rows.to_scipy()[rows.usable])``.
     on_nonfinite: what to do with a row that holds NaN or infinity: raise, or mark it and leave it empty.
 
     Returns SparseFeatures with S = len(texts) rows in the order of the texts.
@@ -106,12 +114,13 @@ def featurize(
         tokens_per_batch,
         padding_side,
         on_nonfinite,
+        packing,
     )
     fingerprint = job_fingerprint(reader, found, settings, rows, row_ids)
     if lines is not None:
         fingerprint["columns"] = hashlib.sha256(lines).hexdigest()
     job = Job(len(rows), shard_rows, fingerprint, source or {})
-    return _run(job, rows, row_ids, lines, reader, found, settings, out, progress)
+    return _run(job, rows, row_ids, lines, reader, found, settings, out, progress, each_shard)
 
 
 def _run(
@@ -124,11 +133,18 @@ def _run(
     settings: Settings,
     out: str | os.PathLike[str] | None,
     progress: bool,
+    each_shard: Callable[[SparseFeatures], object] | None,
 ) -> SparseFeatures:
     """Every shard, computed or read back, one after the other."""
     from tqdm.auto import tqdm
 
     parts: list[SparseFeatures] = []
+
+    def keep(features: SparseFeatures) -> None:
+        parts.append(features)
+        if each_shard is not None:
+            each_shard(features)
+
     with tqdm(total=job.rows, desc="featurize", unit="text", disable=not progress) as bar:
 
         def compute(shard: int) -> tuple[SparseFeatures, list[tuple[int, int]]]:
@@ -137,19 +153,20 @@ def _run(
             return featurize_shard(chosen, [ids[row] for row in span], reader, sae, settings, job, bar.update)
 
         if out is None:
-            parts = [compute(shard)[0] for shard in range(job.shards)]
+            for shard in range(job.shards):
+                keep(compute(shard)[0])
         else:
             with StoreWriter(out, job) as store:
                 if columns is not None:
                     store.write_columns(columns)
                 for shard in range(job.shards):
                     if store.has(shard):
-                        parts.append(read_shard(store.folder, job, shard))
+                        keep(read_shard(store.folder, job, shard))
                         bar.update(len(job.span(shard)))
                         continue
                     features, batches = compute(shard)
                     store.write(shard, features, batches)
-                    parts.append(features)
+                    keep(features)
                 store.finish()
     features = SparseFeatures.concatenate(parts)
     _report(features)

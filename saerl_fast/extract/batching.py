@@ -1,9 +1,14 @@
-"""Batches of similar length under a token budget: padding is forward time that buys nothing."""
+"""Batches under a token budget: texts of like length padded to one, or texts laid end to end in one row.
+
+A batch is put together in pinned memory and copied without waiting, so that the host makes the next one while the
+device runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saerl_fast.errors import InputError
+from saerl_fast.extract.attention import Packing
 from saerl_fast.extract.tokens import TokenizedText
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One padded batch on a device.
+    """One batch on a device: padded, or packed, in which case B is 1 and every token counts.
 
     input_ids, attention_mask, position_ids int64 [B, T]; kept int64 [N], positions in the flattened
-    [B * T] that are pooled, text by text; offsets int64 [B + 1], where each text begins in kept.
+    [B * T] that are pooled, text by text; offsets int64 [texts + 1], where each text begins in kept.
     """
 
     input_ids: Tensor
@@ -28,6 +34,7 @@ class Batch:
     kept: Tensor
     offsets: Tensor
     left_padded: bool
+    packing: Packing | None = None
 
 
 def group_by_length(lengths: Sequence[int], token_budget: int) -> list[NDArray[np.int64]]:
@@ -50,6 +57,55 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[NDArray[n
     return batches
 
 
+def pack_by_budget(lengths: Sequence[int], token_budget: int) -> list[NDArray[np.int64]]:
+    """Row numbers of each packed batch, in the order of the rows: at most the budget of tokens, of like size.
+
+    A text longer than the budget gets a batch of its own. Rows of length 0 are in no batch. The result depends on
+    the lengths alone.
+    """
+    if token_budget < 1:
+        raise InputError(f"tokens_per_batch must be at least 1; got {token_budget}")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    rows = np.flatnonzero(sizes)
+    total = int(sizes.sum())
+    # as many batches as are needed, all about as full: a small last one would leave the device half idle
+    enough = total / max(1, -(-total // token_budget))
+    batches: list[list[int]] = []
+    held = token_budget + 1
+    for row in rows.tolist():
+        size = int(sizes[row])
+        if held + size > token_budget or held >= enough:
+            batches.append([])
+            held = 0
+        batches[-1].append(row)
+        held += size
+    return [np.asarray(batch, dtype=np.int64) for batch in batches]
+
+
+def lay_end_to_end(texts: Sequence[TokenizedText], kernel: str, device: torch.device) -> Batch:
+    """One row of all texts, each with positions from 0. kernel: what attends within them (packing.py)."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    pooled = np.concatenate([text.pooled for text in texts])
+    tokens = np.arange(bounds[-1])
+    text_of = np.repeat(np.arange(len(texts)), lengths)
+    packing = Packing(
+        kernel,
+        bounds=_upload(bounds.astype(np.int32), device),
+        text_of=_upload(text_of.astype(np.int32), device),
+        lengths=tuple(lengths.tolist()),
+    )
+    return Batch(
+        input_ids=_upload(np.concatenate([text.input_ids for text in texts])[None], device),
+        attention_mask=torch.ones(1, len(tokens), dtype=torch.int64, device=device),
+        position_ids=_upload((tokens - bounds[text_of])[None], device),
+        kept=_upload(np.flatnonzero(pooled), device),
+        offsets=_upload(np.concatenate([[0], np.cumsum(pooled)])[bounds], device),
+        left_padded=False,
+        packing=packing,
+    )
+
+
 def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, device: torch.device) -> Batch:
     """Pad to the longest text. The mask comes from the lengths, never from token ids, so any pad id will do."""
     rows, width = len(texts), max(len(text) for text in texts)
@@ -64,14 +120,27 @@ def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, devi
     positions = np.maximum(np.cumsum(attention, axis=1) - 1, 0)
     offsets = np.concatenate([[0], np.cumsum(pooled.sum(axis=1))])
 
-    def on_device(array: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-
     return Batch(
-        input_ids=on_device(input_ids),
-        attention_mask=on_device(attention),
-        position_ids=on_device(positions),
-        kept=on_device(np.flatnonzero(pooled)),
-        offsets=on_device(offsets),
+        input_ids=_upload(input_ids, device),
+        attention_mask=_upload(attention, device),
+        position_ids=_upload(positions, device),
+        kept=_upload(np.flatnonzero(pooled), device),
+        offsets=_upload(offsets, device),
         left_padded=bool((attention[:, 0] == 0).any()),
     )
+
+
+def one_ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each handed out when the copy of the next one to the device is under way."""
+    waiting = next(made, None)
+    while waiting is not None:
+        ready, waiting = waiting, next(made, None)
+        yield ready
+
+
+def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device; on CUDA the copy runs while the host goes on."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -103,9 +103,11 @@ class Capture:
             "use_cache": False,
             "return_dict": True,
         }
-        if batch.left_padded:  # otherwise the model's own positions are right
+        if batch.left_padded or batch.packing is not None:  # otherwise the model's own positions are right
             offered["position_ids"] = batch.position_ids + first_position(self.model)
-        return {name: value for name, value in offered.items() if self._takes(name)}
+        taken = {name: value for name, value in offered.items() if self._takes(name)}
+        # the keyword that attention.py reads; a model that does not hand it on says so
+        return taken if batch.packing is None else taken | {"packing": batch.packing}
 
     def _takes(self, name: str) -> bool:
         return name in self._accepted or (name in ("use_cache", "return_dict") and "kwargs" in self._accepted)

@@ -12,6 +12,7 @@ import torch
 
 from saerl_fast import __version__
 from saerl_fast.errors import InputError
+from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.tokens import Text
 from saerl_fast.sae import SAE
@@ -32,6 +33,7 @@ class Settings:
     tokens_per_batch: int
     padding_side: str
     on_nonfinite: str
+    layout: Layout
 
 
 def check_settings(
@@ -44,6 +46,7 @@ def check_settings(
     tokens_per_batch: int | None,
     padding_side: str,
     on_nonfinite: str,
+    packing: Wish,
 ) -> Settings:
     """The settings of a run; raises InputError for one that is out of range."""
     if pool not in POOLS:
@@ -55,15 +58,17 @@ def check_settings(
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length must be at least 1; got {max_length}")
     limits = [limit for limit in (reader.max_positions, sae.context_size, max_length) if limit]
+    limit = min(limits, default=2**31 - 1)
     return Settings(
         pool=pool,
-        limit=min(limits, default=2**31 - 1),
+        limit=limit,
         include_special=include_special,
         keep_hidden=keep_hidden,
         tokens_per_batch=tokens_per_batch
         or TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"],
         padding_side=padding_side,
         on_nonfinite=on_nonfinite,
+        layout=choose_layout(reader, packing, limit),
     )
 
 
@@ -86,6 +91,7 @@ def job_fingerprint(
         "keep_hidden": settings.keep_hidden,
         "tokens_per_batch": settings.tokens_per_batch,
         "padding_side": settings.padding_side,
+        "layout": settings.layout.name,
         "on_nonfinite": settings.on_nonfinite,
         "device": reader.device.type,
         "torch": torch.__version__,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import NonFiniteError
-from saerl_fast.extract.batching import collate, group_by_length
+from saerl_fast.extract.batching import Batch, one_ahead
 from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
@@ -53,9 +53,14 @@ def featurize_shard(
     tokens = tokenize(texts, reader.tokenizer, settings.limit, include_special=settings.include_special)
     gathered = _Gathered()
     advance(sum(len(text) == 0 for text in tokens))
-    with Capture(reader.model, reader.hook) as capture, torch.inference_mode():
-        for rows in group_by_length([len(text) for text in tokens], settings.tokens_per_batch):
-            _featurize_batch(rows, [tokens[row] for row in rows], capture, reader, sae, settings, gathered)
+    groups = settings.layout.group([len(text) for text in tokens], settings.tokens_per_batch)
+    collated = (
+        settings.layout.collate([tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device)
+        for rows in groups
+    )
+    with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
+        for rows, batch in zip(groups, one_ahead(collated), strict=True):
+            _featurize_batch(rows, batch, capture, sae, settings, gathered)
             advance(len(rows))
     features = _assemble(tokens, ids, gathered, sae, settings, job)
     return _treat_nonfinite(features, settings), gathered.batches
@@ -63,20 +68,18 @@ def featurize_shard(
 
 def _featurize_batch(
     rows: NDArray[np.int64],
-    texts: Sequence[TokenizedText],
+    batch: Batch,
     capture: Capture,
-    reader: Reader,
     sae: SAE,
     settings: Settings,
     gathered: _Gathered,
 ) -> None:
     """Forward, encode, pool: device work only."""
-    batch = collate(texts, reader.pad_id, settings.padding_side, reader.device)
     hidden = capture(batch)
     flat = hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
     codes = sae.encode(flat, row_index=batch.kept)
     gathered.rows.append(rows)
-    gathered.batches.append((len(texts), int(batch.input_ids.shape[1])))
+    gathered.batches.append((len(rows), batch.input_ids.shape[1]))
     gathered.pooled.append(ops.segment_pool(codes, batch.offsets, sae.d_sae, settings.pool))
     if settings.keep_hidden:
         kept = flat.index_select(0, batch.kept).float()
