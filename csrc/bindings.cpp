@@ -20,9 +20,6 @@
 #include "cpu/threads.h"
 #include "cpu/threshold_select.h"
 #include "cpu/topk_select.h"
-#ifdef SAERL_CUDA
-#include "cuda/launchers.h"
-#endif
 
 namespace py = pybind11;
 
@@ -178,20 +175,6 @@ void sum_dense(Address rows, int64_t count, int64_t width, int64_t stride, Addre
                        dense_kernels(isa), threads, at<float>(sums), at<int64_t>(counts));
 }
 
-#ifdef SAERL_CUDA
-void topk_select_cuda(Address scores, int64_t rows, int64_t width, int64_t row_stride, Address bias,
-                      Address scale, int64_t k, bool relu, Address values, Address columns, int device,
-                      Address stream) {
-    check_select(rows, width, k, 0, 1);
-    require(k <= SAERL_TOPK_SELECT_MAX_K, "k is above the limit of the CUDA select");
-    require(rows == 0 || k <= width, "k must not be above the number of columns");
-    const int error = saerl_topk_select(at<const float>(scores), rows, width, row_stride,
-                                        at<const float>(bias), at<const float>(scale), k, relu,
-                                        at<float>(values), at<int32_t>(columns), device, at<void>(stream));
-    if (error != 0) throw std::runtime_error(std::string("CUDA top-k select: ") + saerl_cuda_error(error));
-}
-#endif
-
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
     for (const RowKernels* kernels : available_row_kernels()) names.emplace_back(kernels->name);
@@ -275,11 +258,7 @@ PYBIND11_MODULE(_native, module) {
     module.attr("openmp") = false;
 #endif
 #ifdef SAERL_CUDA
-    module.def("topk_select_cuda", &saerl::topk_select_cuda, release(), py::arg("scores"), py::arg("rows"),
-               py::arg("width"), py::arg("row_stride"), py::arg("bias"), py::arg("scale"), py::arg("k"),
-               py::arg("relu"), py::arg("values"), py::arg("columns"), py::arg("device"), py::arg("stream"));
-    module.attr("cuda") = true;
-    module.attr("cuda_max_k") = SAERL_TOPK_SELECT_MAX_K;
+    saerl::bind_cuda(module);
 #else
     module.attr("cuda") = false;
 #endif

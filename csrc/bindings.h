@@ -43,4 +43,7 @@ void write_above(const Keeper& keeper, Address columns, Address values, int64_t 
 // int8 screening: screen_bindings.cpp.
 void bind_screens(py::module_& module);
 
+// The CUDA kernels, where they are built: cuda_bindings.cpp.
+void bind_cuda(py::module_& module);
+
 }  // namespace saerl

@@ -50,6 +50,8 @@ class Implementation:
     """The reason why this call cannot run here, or None."""
     declines: Callable[[Call], str | None] = lambda _: None
     """The reason why another backend is faster for this call, or None; asked only where none was wished for."""
+    marks_bad_rows: bool = False
+    """A row_index outside of x and a NaN in theta come out as NaN rows, so that nothing need be read beforehand."""
 
 
 Table = Mapping[str, Mapping[str, Implementation]]

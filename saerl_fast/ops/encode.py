@@ -37,7 +37,8 @@ def topk_encode(
     returns h itself; the choice is the same. Not differentiable: a backward pass through it raises.
 
     Raises ShapeError, DtypeError, InputError (k, devices, row_index out of range) and, where `backend`
-    was asked for and cannot run the call, BackendUnavailable.
+    was asked for and cannot run the call, BackendUnavailable. The compiled backends on a GPU do not wait to
+    read row_index: there an index that names no row of x gives a NaN row.
     """
     _check_encoder("topk_encode", x, w_enc, b_enc, b_dec, scale, row_index)
     k = check.kept("topk_encode", k, w_enc.shape[0])
@@ -62,19 +63,15 @@ def threshold_encode(
     -> CsrRows of N rows: indptr [N + 1] int64, indices [nnz] int32 ascending, values [nnz] float32
 
     The comparison is strict: h = theta is not kept. It is made in float32, by backend `cpu_int8` in float64. A row
-    with a NaN score gives one entry, index 0 with value NaN, so that it can be seen.
+    with a NaN score gives one entry, index 0 with value NaN, so that it can be seen. The compiled
+    backends on a GPU give that for a row_index that names no row of x, and for all rows where theta holds a NaN, in
+    place of an error; they wait for the device once, for the number of entries.
     """
     _check_encoder("threshold_encode", x, w_enc, b_enc, b_dec, scale, row_index)
     if isinstance(theta, Tensor):
         check.tensor("threshold_encode", "theta", theta, "[M]")
         check.length("threshold_encode", "theta", theta, w_enc.shape[0], "to match w_enc")
         check.same_device("threshold_encode", "x", x.device, theta=theta)
-        unordered = bool(theta.isnan().any())
-    else:
-        unordered = theta != theta
-    if unordered:
-        raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
-    check_row_index("threshold_encode", row_index, x)
     call = Call(
         x.device.type,
         torch.float64 in (x.dtype, w_enc.dtype),
@@ -83,8 +80,19 @@ def threshold_encode(
         # on a device, looking at it would wait for everything before it
         threshold=_usual_least(theta) if x.device.type == "cpu" else 0.0,
     )
-    name = choose(TABLE, "threshold_encode", call, backend)
-    return CsrRows(*TABLE["threshold_encode"][name].run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+    body = TABLE["threshold_encode"][choose(TABLE, "threshold_encode", call, backend)]
+    if not isinstance(theta, Tensor) or not body.marks_bad_rows:
+        _check_theta(theta)
+    if not body.marks_bad_rows:
+        check_row_index("threshold_encode", row_index, x)
+    return CsrRows(*body.run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def _check_theta(theta: Tensor | float) -> None:
+    """Reads the data: on a GPU this waits for the device."""
+    unordered = bool(theta.isnan().any()) if isinstance(theta, Tensor) else theta != theta
+    if unordered:
+        raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
 
 
 def _usual_least(theta: Tensor | float) -> float:

@@ -34,11 +34,12 @@ def topk_encode_op(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """`ops.topk_encode` behind the checks of shapes and types. The checks that read data are here."""
-    check_row_index("topk_encode", row_index, x)
     float64 = torch.float64 in (x.dtype, w_enc.dtype)
     call = Call(x.device.type, float64, k, w_enc.shape[0], w_enc.shape[1])
-    name = choose(TABLE, "topk_encode", call, backend)
-    values, indices = TABLE["topk_encode"][name].run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
+    body = TABLE["topk_encode"][choose(TABLE, "topk_encode", call, backend)]
+    if not body.marks_bad_rows:
+        check_row_index("topk_encode", row_index, x)
+    values, indices = body.run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
     return values, indices
 
 

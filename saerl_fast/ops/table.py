@@ -8,8 +8,10 @@ from saerl_fast.kernels import (
     kmeans_cpu,
     native,
     pool_cpu,
+    scores_cuda,
     sparse_cpu,
     threshold_cpu,
+    threshold_cuda,
     threshold_int8,
     topk_cpu,
     topk_cuda,
@@ -55,25 +57,30 @@ def _cpu_pool_refuses(call: Call) -> str | None:
     return _cpu_refuses(call)
 
 
-def _cuda_topk_refuses(call: Call) -> str | None:
-    if reason := topk_cuda.missing():
+def _cuda_encode_refuses(call: Call) -> str | None:
+    if reason := scores_cuda.missing():
         return reason
     if call.device != "cuda":
         return f"the tensors are on {call.device}"
-    if call.float64:
-        return "float64 inputs need the reference"
+    return "float64 inputs need the reference" if call.float64 else None
+
+
+def _cuda_topk_refuses(call: Call) -> str | None:
+    if reason := _cuda_encode_refuses(call):
+        return reason
     limit = topk_cuda.max_k()
     return f"keeps at most {limit} latents per row, not k={call.k}" if call.k > limit else None
 
 
 TABLE: Table = {
     "topk_encode": {
-        "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses),
+        "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {
+        "cuda": Implementation(threshold_cuda.encode, _cuda_encode_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.kernels import topk_cuda
+from saerl_fast.kernels import scores_cuda
 from tests.kernels.hard_rows import INPUTS, by_sorting
 
 pytestmark = pytest.mark.gpu
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(autouse=True)
 def built():
-    if topk_cuda.missing():
-        pytest.skip(topk_cuda.missing())
+    if scores_cuda.missing():
+        pytest.skip(scores_cuda.missing())
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -5,6 +5,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -18,10 +19,16 @@
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(threads)
+#define __align__(bytes)
 
 using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+template <typename Kernel>
+int cudaFuncSetAttribute(Kernel, int, int bytes) {
+    return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
+}
 inline int cudaGetDevice(int* device) {
     return *device = 0;
 }
@@ -39,6 +46,12 @@ struct Index {
     unsigned x;
 };
 static Index threadIdx, blockIdx;
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 namespace emulation {
 
@@ -90,11 +103,20 @@ inline void start(Meeting& meeting, unsigned size) {
     for (auto& brought : meeting.brought) brought.assign(size, 0);
 }
 
-inline void run(unsigned blocks, unsigned threads, std::function<void()> kernel) {
+// What `extern __shared__` names; as large as a launch asks for, and full of garbage at the start of each block.
+static std::vector<double> shared_memory;
+
+extern "C" size_t emulated_shared_bytes() {
+    return shared_memory.size() * sizeof(double);
+}
+
+inline void run(unsigned blocks, unsigned threads, size_t shared_bytes, std::function<void()> kernel) {
     body = std::move(kernel);
+    shared_memory.resize(shared_bytes / sizeof(double) + 1);
     fibers = std::vector<Fiber>(threads);
     warps = std::vector<Meeting>(threads / 32);
     for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+        std::memset(shared_memory.data(), 0xA5, shared_memory.size() * sizeof(double));
         start(block, threads);
         for (Meeting& warp : warps) start(warp, 32);
         for (Fiber& fiber : fibers) {
@@ -153,9 +175,42 @@ inline unsigned __reduce_max_sync(unsigned, unsigned value) {
     for (uint64_t other : meet_warp(value)) largest = other > largest ? other : largest;
     return static_cast<unsigned>(largest);
 }
+inline int __reduce_add_sync(unsigned, int value) {
+    uint64_t sum = 0;
+    for (uint64_t other : meet_warp(static_cast<uint64_t>(value))) sum += other;
+    return static_cast<int>(sum);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    const uint64_t other = meet_warp(bits)[threadIdx.x % 32 ^ lanes];
+    std::memcpy(&value, &other, sizeof value);
+    return value;
+}
+inline void __syncwarp() {
+    meet_warp(0);
+}
+template <typename T>
+T atomicMax(T* place, T value) {
+    const T before = *place;
+    *place = std::max(before, value);
+    return before;
+}
+inline int atomicAdd(int* place, int value) {
+    return (*place += value) - value;
+}
+inline int atomicOr(int* place, int value) {
+    const int before = *place;
+    *place |= value;
+    return before;
+}
 
 inline int __popc(unsigned bits) {
     return __builtin_popcount(bits);
+}
+inline int __ffs(unsigned bits) {
+    return __builtin_ffs(static_cast<int>(bits));
 }
 inline unsigned __float_as_uint(float value) {
     unsigned bits;
@@ -168,6 +223,6 @@ inline float __uint_as_float(unsigned bits) {
     return value;
 }
 using std::isnan;
-inline unsigned max(unsigned a, unsigned b) {
-    return a > b ? a : b;
-}
+using std::max;
+using std::memset;
+using std::min;

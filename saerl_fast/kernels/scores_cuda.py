@@ -1,0 +1,119 @@
+"""The scores of an encode on an NVIDIA GPU, chunk by chunk, by cuBLAS.
+
+    scores = x w_enc^T                   for 16-bit x and w_enc of one type, as they are, on the tensor cores
+    scores = (x - b_dec) w_enc^T         otherwise, in float32 throughout
+
+Written in float32 into one reused buffer. What is missing to h = scale * ((x - b_dec) w_enc^T + b_enc) is a bias and
+a scale per column, which the selects add on the way: `bias` is b_enc, or b_enc - w_enc b_dec where x was taken as it
+is (summed in float64, csrc/cuda/prepare_rows.cu).
+
+Rows are gathered chunk by chunk; a row_index that names no row of x makes a row of NaN. Nothing here waits for the
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from saerl_fast.kernels import native
+from saerl_fast.kernels.precision import full_float32
+
+BUFFER_NUMBERS = 2**27
+"""Numbers in the buffer (512 MB): 2,730 tokens at 49,152 latents."""
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def missing() -> str | None:
+    """Why no compiled CUDA kernel can run here, or None."""
+    reason = native.missing()
+    if reason is not None:
+        return reason
+    if not native.module().cuda:
+        return f"built without CUDA kernels: {native.build_record().get('cuda_reason') or 'nvcc was not found'}"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None
+
+
+def queue_of(tensor: Tensor) -> tuple[int, int]:
+    """The device that holds a tensor, and the caller's stream there: where a kernel is queued."""
+    stream = torch.cuda.current_stream(tensor.device)
+    return int(stream.device_index), int(stream.cuda_stream)
+
+
+class ScoreChunks:
+    """An encoder and its rows, ready to be multiplied."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        w_enc: Tensor,
+        b_enc: Tensor,
+        b_dec: Tensor | None,
+        scale: Tensor | None,
+        row_index: Tensor | None,
+    ) -> None:
+        self._as_they_are = x.dtype == w_enc.dtype and x.dtype in HALVES and hasattr(torch.ops.aten.mm, "dtype_out")
+        # a row must lie together to be copied
+        self._x = x if row_index is None or x.stride(1) == 1 else x.contiguous()
+        self._w = w_enc if self._as_they_are else w_enc.float()
+        self._row_index = None if row_index is None else row_index.contiguous()
+        self._centre = None if b_dec is None or self._as_they_are else b_dec.float()
+        self.n_rows = x.shape[0] if row_index is None else row_index.shape[0]
+        self.n_latents = w_enc.shape[0]
+        self.bias = b_enc.float().contiguous()
+        if b_dec is not None and self._as_they_are:
+            self.bias = folded_bias(w_enc, self.bias, b_dec.float().contiguous())
+        self.scale = None if scale is None else scale.float().contiguous()
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of the rows, and their scores [rows, M]: the buffer is written anew for the next one."""
+        # rows start at a multiple of 16 bytes
+        padded = -(-self.n_latents // 4) * 4
+        tokens = max(1, min(self.n_rows, BUFFER_NUMBERS // padded))
+        device = self._x.device
+        buffer = torch.empty(tokens, padded, dtype=torch.float32, device=device)
+        gathered = self._x.new_empty(0 if self._row_index is None else tokens, self._x.shape[1])
+        for start in range(0, self.n_rows, tokens):
+            rows = slice(start, min(start + tokens, self.n_rows))
+            scores = buffer[: rows.stop - start, : self.n_latents]
+            self._multiply(self._chunk(rows, gathered), scores)
+            yield rows, scores
+
+    def _chunk(self, rows: slice, gathered: Tensor) -> Tensor:
+        if self._row_index is None:
+            return self._x[rows]
+        x, index = self._x, self._row_index[rows]
+        item = x.element_size()
+        native.module().gather_rows_cuda(
+            native.address(x), x.shape[0], x.shape[1] * item, x.stride(0) * item, native.address(index), len(index),
+            native.address(gathered), *queue_of(x),
+        )  # fmt: skip
+        return gathered[: len(index)]
+
+    def _multiply(self, chunk: Tensor, scores: Tensor) -> None:
+        if self._as_they_are:
+            half_product(chunk, self._w, scores)
+            return
+        centred = chunk.float() if self._centre is None else chunk.float() - self._centre
+        with full_float32():
+            torch.mm(centred, self._w.T, out=scores)
+
+
+def half_product(x: Tensor, w: Tensor, scores: Tensor) -> None:
+    """scores = x w^T of 16-bit matrices, accumulated and written in float32 (torch.mm with `out_dtype`)."""
+    torch.ops.aten.mm.dtype_out(x, w.T, torch.float32, out=scores)
+
+
+def folded_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
+    """b_enc - w_enc b_dec [M] float32, summed in float64. w_enc [M, D] 16-bit; b_enc, b_dec float32, contiguous."""
+    n_latents, width = w_enc.shape
+    folded = torch.empty_like(b_enc)
+    native.module().fold_bias_cuda(
+        native.address(w_enc), n_latents, width, *w_enc.stride(), w_enc.dtype == torch.bfloat16,
+        native.address(b_enc), native.address(b_dec), native.address(folded), *queue_of(w_enc),
+    )  # fmt: skip
+    return folded

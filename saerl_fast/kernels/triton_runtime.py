@@ -1,0 +1,34 @@
+"""Where Triton kernels can run. The modules that hold them are imported only where they can."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+
+@functools.cache
+def installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Kernels run on the CPU, number by number: Triton's interpreter, which is for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def refuses(device: str) -> str | None:
+    """Why no kernel can run on tensors of this device type, or None."""
+    if not installed():
+        return "triton is not installed"
+    if device == "cpu" and interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if device != "cuda":
+        return f"the tensors are on {device}"
+    if interpreted():
+        return "TRITON_INTERPRET is set, so that Triton runs on the CPU only"
+    return None
