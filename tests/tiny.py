@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from saerl_fast.sae import SAE
 
 WIDTH = 32
+WIDTH_OUT = 24
 LAYERS = 4
 WORDS = (
     "a train leaves the station at nine and travels west how many apples does Mary have left if she gives away three "
@@ -91,10 +94,13 @@ def sae(kind: str = "topk", *, d_in: int = WIDTH, d_sae: int = 96, seed: int = 1
         return torch.randn(*shape, generator=generator) * scale
 
     defaults = {
-        "k": 8 if kind == "topk" else None,
+        "k": 8 if kind in ("topk", "abstopk") else None,
         "threshold": normal(d_sae, scale=0.1).abs() + 0.05 if kind == "jumprelu" else None,
         "metadata": {"hook_name": "blocks.1.hook_resid_post"},
     }
+    if kind == "gated":
+        other = torch.Generator().manual_seed(seed + 1)
+        defaults |= {name: torch.randn(d_sae, generator=other) * 0.3 for name in ("r_mag", "b_mag")}
     return SAE(
         w_enc=normal(d_sae, d_in, scale=d_in**-0.5),
         b_enc=normal(d_sae, scale=0.1),
@@ -103,6 +109,15 @@ def sae(kind: str = "topk", *, d_in: int = WIDTH, d_sae: int = 96, seed: int = 1
         kind=kind,
         **{**defaults, **settings},
     )
+
+
+def transcoder(kind: str = "standard", *, d_sae: int = 96, seed: int = 1, **settings) -> SAE:
+    """A random transcoder, from WIDTH channels to WIDTH_OUT."""
+    generator = torch.Generator().manual_seed(seed)
+    made = sae(kind, d_sae=d_sae, seed=seed, apply_b_dec=False)
+    w_dec = torch.randn(d_sae, WIDTH_OUT, generator=generator) * WIDTH_OUT**-0.5
+    b_dec = torch.randn(WIDTH_OUT, generator=generator)
+    return replace(made, w_dec=w_dec, b_dec=b_dec, transcoder=True, **settings)
 
 
 def texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:

@@ -1,172 +1,144 @@
-"""SAE folders of sae-lens 6: ``cfg.json`` beside ``sae_weights.safetensors``, read without importing sae-lens."""
+"""SAE folders of sae-lens: ``cfg.json`` beside ``sae_weights.safetensors``, read without importing sae-lens."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from saerl_fast.errors import FormatError, UnsafeFileError
+from saerl_fast.errors import FormatError
+from saerl_fast.formats.sae_lens_config import ARCHITECTURES, NORMS, Architecture, architecture_of, modern_config
 from saerl_fast.formats.safetensors_file import read_json, read_tensors
-from saerl_fast.sae import SAE, InputNorm, Kind
+from saerl_fast.sae import SAE
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SAE_LENS_VERSION = "6.54.12"
 
-_TENSORS = {
-    "topk": {"W_enc", "b_enc", "W_dec", "b_dec"},
-    "standard": {"W_enc", "b_enc", "W_dec", "b_dec"},
-    "jumprelu": {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"},
-}
-# folded into the weights before saving, or a no-op at run time (sae-lens does nothing for it either)
-_NORMS: dict[str, InputNorm] = {
-    "none": "none",
-    "expected_average_only_in": "none",
-    "layer_norm": "layer_norm",
-    "constant_norm_rescale": "constant_norm_rescale",
-}
+_NAMES = {"b_enc": "b_enc", "threshold": "threshold", "r_mag": "r_mag", "b_mag": "b_mag", "W_skip": "w_skip"}
 
 
-def load_sae(
-    path: str | os.PathLike[str],
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> SAE:
-    """An SAE from a sae-lens 6 folder (architectures topk, jumprelu, standard).
+def read_folder(folder: Path) -> SAE:
+    """The SAE of a sae-lens folder, of any version; UnsafeFileError or FormatError for what is not one."""
+    config = modern_config(folder, read_json(folder / CONFIG_FILE))
+    architecture = architecture_of(folder, config)
+    names = (*architecture.tensors, "scaling_factor")
+    return build_sae(folder, config, read_tensors(folder / WEIGHTS_FILE, names=names))
 
-    path: the folder. device, dtype: where and in what the weights are wanted (default: CPU, as stored).
-    Raises UnsafeFileError for anything but JSON and well-formed safetensors (pickles and ``.pt`` files
-    are never loaded), FormatError for an architecture or setting that is not supported.
+
+def build_sae(origin: object, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> SAE:
+    """An SAE from settings in the form of 6.0 and tensors in the layout of sae-lens (W_enc [D, M], W_dec [M, D_out]).
+
+    origin: what error messages name.
     """
-    folder = Path(path)
-    if folder.is_file():
-        raise UnsafeFileError(
-            f"{folder}: a folder with {CONFIG_FILE} and {WEIGHTS_FILE} is wanted; got a single file. "
-            "Pickled weights (.pt, .bin, .ckpt) are never loaded."
-        )
-    if not folder.is_dir():
-        raise FormatError(
-            f"{folder}: no such folder; a sae-lens folder with {CONFIG_FILE} and {WEIGHTS_FILE} is wanted"
-        )
-    _refuse_pickled_weights(folder)
-    config = read_json(folder / CONFIG_FILE)
-    kind = _kind(folder, config)
-    tensors = read_tensors(folder / WEIGHTS_FILE, names=_TENSORS[kind])
-    return _build(folder, config, kind, tensors).to(device, dtype)
-
-
-def save_sae(sae: SAE, path: str | os.PathLike[str]) -> None:
-    """Write the SAE as a sae-lens 6 folder; ``sae_lens.SAE.load_from_disk`` and ``load_sae`` read it back."""
-    from safetensors.torch import save_file
-
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "W_enc": sae.w_enc.t().contiguous(),
-        "b_enc": sae.b_enc.contiguous(),
-        "W_dec": sae.w_dec.contiguous(),
-        "b_dec": sae.b_dec.contiguous(),
-    }
-    if sae.threshold is not None:
-        tensors["threshold"] = sae.threshold.contiguous()
-    save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(_config(sae), indent=1), encoding="utf-8")
-
-
-def _refuse_pickled_weights(folder: Path) -> None:
-    if (folder / WEIGHTS_FILE).exists():
-        return
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npz"})
-    if pickled:
-        raise UnsafeFileError(
-            f"{folder}: {WEIGHTS_FILE} is wanted; found {pickled}, which can run code when loaded and are refused. "
-            "Save the SAE with sae-lens (sae.save_model) first."
-        )
-    raise FormatError(f"{folder}: {WEIGHTS_FILE} is missing")
-
-
-def _kind(folder: Path, config: dict[str, Any]) -> Kind:
-    metadata = config.get("metadata")
-    if not isinstance(metadata, dict):
-        raise FormatError(
-            f"{folder}: {CONFIG_FILE} has no object 'metadata', so it is of sae-lens before 6.0; "
-            "load and save it once with sae-lens 6 to convert it"
-        )
-    major = re.match(r"v?(\d+)\.", str(metadata.get("sae_lens_version", "")))
-    if major is not None and int(major[1]) < 6:
-        raise FormatError(
-            f"{folder}: written by sae-lens {metadata['sae_lens_version']}, before 6.0; convert it with 6"
-        )
-    size = metadata.get("context_size")
-    if size is not None and (type(size) is not int or size < 1):
-        raise FormatError(f"{folder}: context_size must be a positive whole number; got {size!r}")
-    architecture = config.get("architecture")
-    if architecture not in _TENSORS:
-        raise FormatError(f"{folder}: architecture {architecture!r} is not supported; supported are {sorted(_TENSORS)}")
-    return cast(Kind, architecture)
-
-
-def _build(folder: Path, config: dict[str, Any], kind: Kind, tensors: dict[str, Tensor]) -> SAE:
-    missing = sorted(_TENSORS[kind] - set(tensors))
-    if missing:
-        raise FormatError(f"{folder}: a {kind} SAE needs the tensors {missing}, which are missing")
-    norm = config.get("normalize_activations") or "none"
-    if norm not in _NORMS:
-        raise FormatError(f"{folder}: normalize_activations {norm!r} is not supported; supported are {sorted(_NORMS)}")
+    architecture = architecture_of(origin, config)
+    _check_tensors(origin, config, architecture, tensors)
+    norm = str(config.get("normalize_activations") or "none")
+    if norm not in NORMS:
+        raise FormatError(f"{origin}: normalize_activations {norm!r} is not supported; supported are {sorted(NORMS)}")
     reshape = config.get("reshape_activations") or "none"
     if reshape not in ("none", "hook_z"):
-        raise FormatError(f"{folder}: reshape_activations {reshape!r} is not supported")
-    w_enc = tensors["W_enc"]
-    stated = (config.get("d_in"), config.get("d_sae"))
-    if w_enc.ndim != 2 or stated != tuple(w_enc.shape):
-        raise FormatError(
-            f"{folder}: W_enc must be [d_in, d_sae] = {list(stated)} as {CONFIG_FILE} says; got {list(w_enc.shape)}"
-        )
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise FormatError(f"{folder}: {name} holds NaN or infinity")
+        raise FormatError(f"{origin}: reshape_activations {reshape!r} is not supported; supported are none and hook_z")
+    topk = architecture.kind in ("topk", "abstopk")
+    found = {ours: tensors[name] for name, ours in _NAMES.items() if name in tensors}
+    if "b_gate" in tensors:
+        found["b_enc"] = tensors["b_gate"]
     return SAE(
-        w_enc=w_enc.t().contiguous(),
-        b_enc=tensors["b_enc"],
+        w_enc=tensors["W_enc"].t().contiguous(),
         w_dec=tensors["W_dec"],
         b_dec=tensors["b_dec"],
-        kind=kind,
-        k=_k(folder, config) if kind == "topk" else None,
-        threshold=tensors.get("threshold"),
-        apply_b_dec=bool(config.get("apply_b_dec_to_input", True)),
-        rescale_by_decoder_norm=kind == "topk" and bool(config.get("rescale_acts_by_decoder_norm", False)),
-        input_norm=_NORMS[norm],
+        **found,
+        kind=architecture.kind,
+        k=_k(origin, config) if topk else None,
+        apply_b_dec=not architecture.transcoder and bool(config.get("apply_b_dec_to_input", True)),
+        rescale_by_decoder_norm=topk and bool(config.get("rescale_acts_by_decoder_norm", False)),
+        input_norm=NORMS[norm],
         flatten_heads=reshape == "hook_z",
+        transcoder=architecture.transcoder,
         metadata=dict(config["metadata"]),
     )
 
 
-def _k(folder: Path, config: dict[str, Any]) -> int:
+def save_sae(sae: SAE, path: str | os.PathLike[str]) -> None:
+    """Write the SAE as a sae-lens 6 folder; ``sae_lens.SAE.load_from_disk`` and ``load_sae`` read it back.
+
+    Raises FormatError for a combination that sae-lens has no architecture for (a TopK transcoder).
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(path)
+    config = _config(sae)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"W_enc": sae.w_enc.t(), "W_dec": sae.w_dec, "b_dec": sae.b_dec}
+    tensors["b_gate" if sae.kind == "gated" else "b_enc"] = sae.b_enc
+    for name, ours in _NAMES.items():
+        if name != "b_enc" and (tensor := getattr(sae, ours)) is not None:
+            tensors[name] = tensor
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def _check_tensors(
+    origin: object, config: dict[str, Any], architecture: Architecture, tensors: Mapping[str, Tensor]
+) -> None:
+    if missing := sorted(set(architecture.tensors) - set(tensors)):
+        raise FormatError(f"{origin}: a {config['architecture']} SAE needs the tensors {missing}, which are missing")
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise FormatError(f"{origin}: {name} holds NaN or infinity")
+    scaling = tensors.get("scaling_factor")
+    if scaling is not None and not torch.allclose(scaling, torch.ones_like(scaling)):
+        raise FormatError(
+            f"{origin}: scaling_factor (fine-tuning of sae-lens before 6.0) is not one everywhere; "
+            "multiply it into the weights first"
+        )
+    w_enc = tensors["W_enc"]
+    stated = (config.get("d_in"), config.get("d_sae"))
+    if w_enc.ndim != 2 or stated != tuple(w_enc.shape):
+        raise FormatError(
+            f"{origin}: W_enc must be [d_in, d_sae] = {list(stated)} as the configuration says; got {list(w_enc.shape)}"
+        )
+
+
+def _k(origin: object, config: dict[str, Any]) -> int:
     k, d_sae = config.get("k"), config["d_sae"]
     if type(k) is not int or not 1 <= k <= d_sae:
-        raise FormatError(f"{folder}: k must be a whole number from 1 to d_sae = {d_sae}; got {k!r}")
+        raise FormatError(f"{origin}: k must be a whole number from 1 to d_sae = {d_sae}; got {k!r}")
     return k
 
 
 def _config(sae: SAE) -> dict[str, Any]:
-    config: dict[str, Any] = {
+    name = next(
+        (
+            name
+            for name, known in ARCHITECTURES.items()
+            if (known.kind, known.transcoder) == (sae.kind, sae.transcoder)
+            and ("W_skip" in known.tensors) == (sae.w_skip is not None)
+        ),
+        None,
+    )
+    if name is None:
+        raise FormatError(
+            f"sae-lens has no architecture for a {sae.kind} transcoder; supported: {sorted(ARCHITECTURES)}"
+        )
+    config = {
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": str(sae.dtype).removeprefix("torch."),
         "device": "cpu",
-        "architecture": sae.kind,
+        "architecture": name,
         "apply_b_dec_to_input": sae.apply_b_dec,
         "normalize_activations": sae.input_norm,
         "reshape_activations": "hook_z" if sae.flatten_heads else "none",
         "metadata": {"sae_lens_version": SAE_LENS_VERSION, **sae.metadata},
     }
-    if sae.kind == "topk":
+    if sae.kind in ("topk", "abstopk"):
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": sae.rescale_by_decoder_norm}
+    if sae.transcoder:
+        config["d_out"] = sae.d_out
     return config

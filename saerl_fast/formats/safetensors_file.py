@@ -62,7 +62,7 @@ def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = N
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a safetensors file: tensor name -> dtype, shape, data_offsets."""
-    size = _regular_file_size(path)
+    size = regular_file_size(path)
     if size > MAX_FILE_BYTES:
         raise UnsafeFileError(f"{path}: {size} bytes, more than the cap of {MAX_FILE_BYTES}")
     with open(path, "rb") as file:
@@ -84,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file, under the same caps as a header."""
-    size = _regular_file_size(path)
+    size = regular_file_size(path)
     if size > MAX_JSON_BYTES:
         raise UnsafeFileError(f"{path}: {size} bytes of JSON, more than the cap of {MAX_JSON_BYTES}")
     return parse_json(Path(path).read_bytes(), str(path))
@@ -104,7 +104,8 @@ def parse_json(raw: bytes, origin: str) -> dict[str, Any]:
     return found
 
 
-def _regular_file_size(path: str | os.PathLike[str]) -> int:
+def regular_file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a regular file; UnsafeFileError for a folder, a pipe or a device."""
     if not os.path.exists(path):
         raise FormatError(f"{path}: no such file")
     found = os.stat(path)

@@ -14,8 +14,10 @@ from torch import Tensor
 from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, ShapeError
 from saerl_fast.ops import CsrRows, TopKCodes
+from saerl_fast.sae.rules import encode_prepared
 
-Kind = Literal["topk", "jumprelu", "standard"]
+Kind = Literal["topk", "abstopk", "jumprelu", "standard", "gated"]
+KINDS: tuple[Kind, ...] = ("topk", "abstopk", "jumprelu", "standard", "gated")
 InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 LAYER_NORM_EPS = 1e-5
@@ -30,11 +32,15 @@ class SAE:
 
     ==========  ===================================================================
     topk        S = top-k(h), features max(h, 0) on S: selection comes before ReLU
+    abstopk     S = top-k(|h|), features h on S, with their sign
     jumprelu    features h where h > threshold and h > 0
     standard    features max(h, 0)
+    gated       features max(exp(r_mag) x' w_enc^T + b_mag, 0) where h > 0 (b_enc is the bias of the gate)
     ==========  ===================================================================
 
-    w_enc [M, D] and w_dec [M, D], one row per latent; b_enc [M]; b_dec [D]; threshold [M] (jumprelu).
+    w_enc [M, D] and w_dec [M, D], one row per latent; b_enc [M]; b_dec [D]; threshold [M] (jumprelu);
+    r_mag [M], b_mag [M] (gated). A ``transcoder`` writes at another place than it reads: w_dec [M, D_out],
+    b_dec [D_out], which is never subtracted from x, and w_skip [D_out, D] where it has a linear path beside.
     All floating tensors share one dtype and device. The formulas are those of sae-lens 6 inference.
 
     Raises ShapeError, DtypeError or InputError when the parts do not fit together.
@@ -51,6 +57,10 @@ class SAE:
     rescale_by_decoder_norm: bool = False
     input_norm: InputNorm = "none"
     flatten_heads: bool = False
+    r_mag: Tensor | None = None
+    b_mag: Tensor | None = None
+    transcoder: bool = False
+    w_skip: Tensor | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +76,11 @@ class SAE:
     def d_sae(self) -> int:
         """Number M of latents."""
         return int(self.w_enc.shape[0])
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it reconstructs: D, but for a transcoder."""
+        return int(self.w_dec.shape[1])
 
     @property
     def device(self) -> torch.device:
@@ -102,20 +117,15 @@ class SAE:
 
         x [R, D] (or [R, heads, D / heads] for a hook_z SAE), any float dtype; it is cast to the SAE's.
         row_index int64 [N]: encode only these rows, without a copy of them where no input norm is asked.
-        Returns TopKCodes (topk) or CsrRows (jumprelu, standard).
+        Returns TopKCodes (topk, abstopk) or CsrRows (jumprelu, standard, gated).
         """
-        x = self.prepare(x)
-        bias = self.b_dec if self.apply_b_dec else None
-        scale = self.latent_scale
-        if self.kind == "topk":
-            if self.k is None:  # pragma: no cover - refused at construction
-                raise InputError("a topk SAE needs k")
-            return ops.topk_encode(x, self.w_enc, self.b_enc, self.k, b_dec=bias, scale=scale, row_index=row_index)
-        theta: Tensor | float = self.threshold if self.threshold is not None else 0.0
-        return ops.threshold_encode(x, self.w_enc, self.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index)
+        return encode_prepared(self, self.prepare(x), row_index)
 
     def decode(self, codes: TopKCodes | CsrRows) -> Tensor:
-        """The reconstruction [N, D] in the (normalised) input space of the SAE."""
+        """The reconstruction [N, D_out] in the (normalised) input space of the SAE.
+
+        For a transcoder it is what the latents say of the output; ``w_skip`` x comes beside it.
+        """
         scale = self.latent_scale
         if scale is not None:
             codes = codes._replace(values=codes.values / scale.float()[codes.indices.long()])
@@ -134,7 +144,7 @@ class SAE:
         return digest.hexdigest()
 
     def _tensors(self) -> dict[str, Tensor | None]:
-        names = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
+        names = ("w_enc", "b_enc", "w_dec", "b_dec", "threshold", "r_mag", "b_mag", "w_skip")
         return {name: getattr(self, name) for name in names}
 
     @cached_property
@@ -167,9 +177,13 @@ def _check_shapes(sae: SAE) -> None:
     if sae.w_enc.ndim != 2 or 0 in sae.w_enc.shape:
         raise ShapeError(f"SAE: w_enc must be [d_sae, d_in], both positive; got {list(sae.w_enc.shape)}")
     latents, width = sae.w_enc.shape
-    wanted = {"b_enc": (latents,), "w_dec": (latents, width), "b_dec": (width,)}
-    if sae.threshold is not None:
-        wanted["threshold"] = (latents,)
+    if sae.w_dec.ndim != 2:
+        raise ShapeError(f"SAE: w_dec must be [d_sae, d_out]; got {list(sae.w_dec.shape)}")
+    width_out = sae.w_dec.shape[1] if sae.transcoder else width
+    wanted: dict[str, tuple[int, ...]] = {"b_enc": (latents,), "w_dec": (latents, width_out), "b_dec": (width_out,)}
+    wanted |= {name: (latents,) for name in ("threshold", "r_mag", "b_mag") if getattr(sae, name) is not None}
+    if sae.w_skip is not None:
+        wanted["w_skip"] = (width_out, width)
     for name, shape in wanted.items():
         got = tuple(getattr(sae, name).shape)
         if got != shape:
@@ -180,11 +194,21 @@ def _check_shapes(sae: SAE) -> None:
 
 
 def _check_rule(sae: SAE) -> None:
-    if sae.kind not in ("topk", "jumprelu", "standard"):
-        raise InputError(f"SAE: kind must be topk, jumprelu or standard; got {sae.kind!r}")
-    if sae.kind == "topk" and (sae.k is None or not 1 <= sae.k <= sae.d_sae):
-        raise InputError(f"SAE: a topk SAE needs 1 <= k <= d_sae = {sae.d_sae}; got k = {sae.k}")
+    if sae.kind not in KINDS:
+        raise InputError(f"SAE: kind must be one of {', '.join(KINDS)}; got {sae.kind!r}")
+    if sae.kind in ("topk", "abstopk") and (sae.k is None or not 1 <= sae.k <= sae.d_sae):
+        raise InputError(f"SAE: a {sae.kind} SAE needs 1 <= k <= d_sae = {sae.d_sae}; got k = {sae.k}")
     if sae.kind == "jumprelu" and sae.threshold is None:
         raise InputError("SAE: a jumprelu SAE needs a threshold per latent; got none")
+    if sae.kind == "gated" and (sae.r_mag is None or sae.b_mag is None):
+        raise InputError("SAE: a gated SAE needs r_mag and b_mag, one number per latent each; got none")
+    if sae.rescale_by_decoder_norm and sae.kind not in ("topk", "abstopk"):
+        raise InputError(f"SAE: rescale_by_decoder_norm goes with topk and abstopk; got a {sae.kind} SAE")
+    if sae.transcoder and sae.apply_b_dec:
+        raise InputError(
+            "SAE: b_dec of a transcoder lies where it writes and is not subtracted; give apply_b_dec=False"
+        )
+    if sae.w_skip is not None and not sae.transcoder:
+        raise InputError("SAE: w_skip goes with a transcoder; give transcoder=True")
     if sae.input_norm not in ("none", "layer_norm", "constant_norm_rescale"):
         raise InputError(f"SAE: input_norm must be none, layer_norm or constant_norm_rescale; got {sae.input_norm!r}")

@@ -1,0 +1,77 @@
+"""How each kind of SAE picks its features, by means of the two encode operations alone.
+
+No rule here makes a dense [N, M] array: what is not one call of an operation works on what the operation kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from saerl_fast import ops
+from saerl_fast.errors import InputError
+from saerl_fast.ops import CsrRows, TopKCodes
+
+if TYPE_CHECKING:
+    from saerl_fast.sae.autoencoder import SAE
+
+
+def encode_prepared(sae: SAE, x: Tensor, row_index: Tensor | None) -> TopKCodes | CsrRows:
+    """Features of prepared rows x [R, D] (``SAE.prepare``); row_index int64 [N] picks rows."""
+    bias = sae.b_dec if sae.apply_b_dec else None
+    if sae.kind in ("topk", "abstopk"):
+        if sae.k is None:  # pragma: no cover - refused at construction
+            raise InputError(f"a {sae.kind} SAE needs k")
+        if sae.kind == "abstopk":
+            return _absolute_topk(sae, sae.k, x, bias, row_index)
+        return ops.topk_encode(x, sae.w_enc, sae.b_enc, sae.k, b_dec=bias, scale=sae.latent_scale, row_index=row_index)
+    if sae.kind == "gated":
+        return _gated(sae, x, bias, row_index)
+    theta: Tensor | float = sae.threshold if sae.threshold is not None else 0.0
+    return ops.threshold_encode(x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=sae.latent_scale, row_index=row_index)
+
+
+def _absolute_topk(sae: SAE, k: int, x: Tensor, bias: Tensor | None, row_index: Tensor | None) -> TopKCodes:
+    """The k largest of |h|, with their signs: among the k largest of h and the k largest of -h.
+
+    -h = ((-x) - (-b_dec)) w^T - b_enc, so that both sides read the same weights, bit for bit the same |h|.
+    A row with fewer than k scores other than 0 fills its last slots with 0.
+    """
+    scale = sae.latent_scale
+    above = ops.topk_encode(x, sae.w_enc, sae.b_enc, k, b_dec=bias, scale=scale, row_index=row_index)
+    below = ops.topk_encode(
+        -x, sae.w_enc, -sae.b_enc, k, b_dec=None if bias is None else -bias, scale=scale, row_index=row_index
+    )
+    values = torch.cat([above.values, below.values], dim=1)
+    indices = torch.cat([above.indices, below.indices], dim=1)
+    signed = torch.cat([above.values, -below.values], dim=1)
+    # by index, then stably by size: ties go to the lower index, as in topk_encode
+    by_index = indices.argsort(dim=1, stable=True)
+    by_size = values.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
+    order = by_index.gather(1, by_size)[:, :k]
+    spoilt = above.values[:, :1].isnan()
+    return TopKCodes(
+        torch.where(spoilt, above.values, signed.gather(1, order)),
+        torch.where(spoilt, above.indices, indices.gather(1, order)),
+    )
+
+
+def _gated(sae: SAE, x: Tensor, bias: Tensor | None, row_index: Tensor | None) -> CsrRows:
+    """Latents whose gate g = x' w^T + b_enc is positive, with max(exp(r_mag) (g - b_enc) + b_mag, 0) as value.
+
+    g - b_enc is x' w^T but for one rounding of size 2^-24 max(|g|, |b_enc|), which is within the rounding of the
+    product itself: the magnitudes need no second product.
+    """
+    if sae.r_mag is None or sae.b_mag is None:  # pragma: no cover - refused at construction
+        raise InputError("a gated SAE needs r_mag and b_mag")
+    gate = ops.threshold_encode(x, sae.w_enc, sae.b_enc, 0.0, b_dec=bias, row_index=row_index)
+    latent = gate.indices.long()
+    product = gate.values - sae.b_enc.float()[latent]
+    magnitude = sae.r_mag.float().exp()[latent] * product + sae.b_mag.float()[latent]
+    # a NaN marks its row and stays
+    kept = ~(magnitude <= 0)
+    before = functional.pad(kept.cumsum(0), (1, 0))
+    return CsrRows(before[gate.indptr], gate.indices[kept], magnitude[kept])
