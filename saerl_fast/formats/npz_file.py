@@ -70,4 +70,4 @@ def _read_array(path: str | os.PathLike[str], name: str, archive: ZipMembers, in
             raise UnsafeFileError(f"{path}: {name} of shape {shape} needs {wanted} bytes; its member holds {held}")
         raw = archive.read(file, wanted)
     array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if matched[2] == b"True" else "C")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.asarray(array, order="C"))

@@ -26,7 +26,7 @@ ALLOWED = {
     ("collections", "OrderedDict"),
     *(("torch", name) for name in STORAGES),
 }
-MAX_STEPS = 200_000
+MAX_STEPS = 20_000
 MAX_WORD = 4096
 
 

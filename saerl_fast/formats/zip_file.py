@@ -7,6 +7,8 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import IO
 
@@ -52,34 +54,34 @@ class ZipMembers:
         self._archive.close()
         self._file.close()
 
-    def open(self, info: zipfile.ZipInfo) -> IO[bytes]:
-        """The bytes of one member, as a file."""
+    @contextmanager
+    def open(self, info: zipfile.ZipInfo) -> Iterator[IO[bytes]]:
+        """The bytes of one member, as a file. What zipfile says of damage becomes an UnsafeFileError."""
         try:
-            return self._archive.open(info)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise UnsafeFileError(f"{self.path}: {info.filename}: {error}") from error
+            with self._archive.open(info) as file:
+                yield file
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise UnsafeFileError(f"{self.path}: {info.filename} is damaged: {error}") from error
 
     def read(self, file: IO[bytes], size: int) -> bytearray:
         """Exactly the last ``size`` bytes of an open member, whose checksum is checked at its end."""
         held = bytearray(size)
         view = memoryview(held)
         position = 0
-        try:
-            while position < size:
-                chunk = file.read(min(_CHUNK, size - position))
-                if not chunk:
-                    break
-                view[position : position + len(chunk)] = chunk
-                position += len(chunk)
-            more = file.read(1)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UnsafeFileError(f"{self.path}: {error}; the file is damaged") from error
-        if position < size or more:
+        while position < size:
+            chunk = file.read(min(_CHUNK, size - position))
+            if not chunk:
+                break
+            view[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        if position < size or file.read(1):
             raise UnsafeFileError(f"{self.path}: a member of {size} bytes is wanted; it holds {position}, or more")
         return held
 
     def offset(self, info: zipfile.ZipInfo) -> int:
         """Where the bytes of a stored member begin in the file."""
+        if not 0 <= info.header_offset <= self.size - _LOCAL.size:
+            raise UnsafeFileError(f"{self.path}: {info.filename} is said to lie at byte {info.header_offset}")
         self._file.seek(info.header_offset)
         header = _LOCAL.unpack(self._file.read(_LOCAL.size))
         if header[0] != b"PK\x03\x04":
