@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
-STATUSES = ("ok", "empty", "truncated", "invalid", "nonfinite")
+STATUSES = ("ok", "empty", "truncated", "invalid", "nonfinite", "windowed")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class SparseFeatures:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which rows hold features: status ok or truncated; bool [S]."""
-        return np.array([status in ("ok", "truncated") for status in self.status], dtype=bool)
+        """Which rows hold features: status ok, truncated or windowed; bool [S]."""
+        return np.array([status in ("ok", "truncated", "windowed") for status in self.status], dtype=bool)
 
     def status_counts(self) -> dict[str, int]:
         """How many rows have each status, those that occur."""

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from saerl_fast.errors import InputError
+from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import Reader, make_reader
-from saerl_fast.extract.settings import Pool, Settings, check_settings, job_fingerprint
+from saerl_fast.extract.settings import LongTexts, Pool, Reading, Settings, check_settings, job_fingerprint
 from saerl_fast.extract.shard import featurize_shard
 from saerl_fast.extract.store import Job, StoreWriter, read_shard
-from saerl_fast.extract.tokens import Text
+from saerl_fast.extract.tokens import Text, refuse_long
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats import load_sae
 from saerl_fast.sae import SAE
@@ -46,9 +47,14 @@ def featurize(
     pool: Pool = "mean",
     max_length: int | None = None,
     text_field: str | None = None,
+    completion_field: str | None = None,
     out: str | os.PathLike[str] | None = None,
     keep_hidden: bool = False,
     include_special: bool = False,
+    pool_over: PoolOver = "all",
+    skip_first: int = 0,
+    long_texts: LongTexts = "truncate",
+    window_stride: int | None = None,
     ids: Sequence[str | int] | None = None,
     columns: Sequence[dict[str, Any]] | None = None,
     source: dict[str, Any] | None = None,
@@ -65,8 +71,8 @@ def featurize(
     """One sparse row of SAE features per text, read off a model's hidden states.
 
     texts: strings, conversations (lists of {"role", "content"}; the chat template is applied and only
-        the contents are pooled), or a ``datasets.Dataset`` with ``text_field``. None and empty texts keep
-        their row, marked in ``status``.
+        the contents are pooled), pairs {"prompt", "completion"} of either, or a ``datasets.Dataset`` with
+        ``text_field`` (and ``completion_field``). None and empty texts keep their row, marked in ``status``.
     model: a Hugging Face causal LM or encoder (then ``tokenizer`` is needed), a folder, or a hub id
         (then only the layers needed are loaded and the tokenizer comes with it).
     sae: an SAE, or the folder of one in sae-lens form.
@@ -75,7 +81,13 @@ def featurize(
     pool: mean | max | sum | last | count over the tokens of the text. BOS, EOS, CLS, SEP and padding are
         never pooled (unless include_special, which leaves out only padding); the mean divides by the
         tokens kept. Values are float32 and untransformed.
-    max_length: texts are cut at min(model, SAE context size, max_length) tokens, marked and counted.
+    pool_over: all of a text, its "prompt" (the completion is not read), its "completion" (the prompt is read, not
+        pooled; of a conversation, the closing message of the assistant), or its "last_user" message.
+    skip_first: read so many tokens at the beginning, special ones among them, without pooling them.
+    max_length: a text may have min(model, SAE context size, max_length) tokens.
+    long_texts: "truncate" cuts longer ones, "window" reads them in windows that are pooled as one text, a new one
+        every window_stride tokens (extract/windows.py has the definition); both mark them in ``status``. "error"
+        refuses them before anything is computed.
     out: a folder to write, shard by shard; a run that was killed continues there, a finished one is read.
     keep_hidden: also keep the mean hidden state over the same tokens, float32 [S, D].
     ids: one unique id per text; default the dataset's column ``id`` where it names every row once, else 0, 1, 2 ...
@@ -94,7 +106,7 @@ def featurize(
     Raises InputError, ModelMismatchError, UnsafeFileError, NonFiniteError, and the errors of the store.
     Warns (MismatchWarning) where the SAE was made for another model.
     """
-    rows = read_texts(texts, text_field)
+    rows = read_texts(texts, text_field, completion_field)
     row_ids = check_ids(dataset_ids(texts) if ids is None else ids, len(rows))
     if shard_rows < 1:
         raise InputError(f"shard_rows must be at least 1; got {shard_rows}")
@@ -109,13 +121,15 @@ def featurize(
         found,
         pool,
         max_length,
-        include_special,
+        Reading(include_special, pool_over, skip_first, long_texts, window_stride),
         keep_hidden,
         tokens_per_batch,
         padding_side,
         on_nonfinite,
         packing,
     )
+    if long_texts == "error":
+        refuse_long(rows, row_ids, reader.tokenizer, settings.limit, pool_over)
     fingerprint = job_fingerprint(reader, found, settings, rows, row_ids)
     if lines is not None:
         fingerprint["columns"] = hashlib.sha256(lines).hexdigest()

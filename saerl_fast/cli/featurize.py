@@ -13,6 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "data", metavar="DATA", help=".jsonl, .jsonl.gz, .csv, .parquet, or a hub dataset as ID[:CONFIG][@SPLIT]"
     )
     parser.add_argument("--text-field", required=True, help="column of texts, or of chat messages")
+    parser.add_argument("--completion-field", help="column of completions; --text-field then names the prompts")
     parser.add_argument("--model", required=True, help="reader model: a folder or a hub id")
     parser.add_argument("--sae", required=True, help="SAE folder (sae-lens form)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
@@ -22,6 +23,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, help="cut texts at this many tokens")
     parser.add_argument("--keep-hidden", action="store_true", help="also keep mean hidden states (for evaluate)")
     parser.add_argument("--include-special", action="store_true", help="pool BOS, EOS, CLS and SEP too")
+    parser.add_argument(
+        "--pool-over",
+        default="all",
+        choices=["all", "prompt", "completion", "last_user"],
+        help="the part that is pooled",
+    )
+    parser.add_argument("--skip-first", type=int, default=0, metavar="N", help="never pool a text's first N tokens")
+    parser.add_argument(
+        "--long-texts", default="truncate", choices=["truncate", "window", "error"], help="what becomes of longer texts"
+    )
+    parser.add_argument("--window-stride", type=int, metavar="N", help="tokens from one window to the next")
     parser.add_argument("--tokens-per-batch", type=int, help="padded tokens of one forward pass")
     parser.add_argument("--shard-rows", type=int, default=1024, help="rows per shard (default 1024)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
@@ -32,20 +44,24 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from saerl_fast.errors import InputError
-    from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table
+    from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
     from saerl_fast.featurizer import featurize
 
     rows = read_table(args.data)
-    if not has_column(rows, args.text_field):
-        raise InputError(f"{args.data} has no column {args.text_field!r}; it has {column_names(rows)}")
+    fields = [field for field in (args.text_field, args.completion_field) if field is not None]
+    for field in fields:
+        if not has_column(rows, field):
+            raise InputError(f"{args.data} has no column {field!r}; it has {column_names(rows)}")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a file; a folder is wanted")
     ids, id_field = choose_ids(rows)
     source: dict[str, Any] = {"data": args.data, "text_field": args.text_field, "id_field": id_field}
+    if args.completion_field is not None:
+        source["completion_field"] = args.completion_field
     if Path(args.data).is_file():
         source |= {"data": str(Path(args.data).resolve()), "sha256": hash_file(args.data)}
     features = featurize(
-        [row.get(args.text_field) for row in rows],
+        texts_of(rows, args.text_field, args.completion_field),
         args.model,
         args.sae,
         layer=args.layer,
@@ -54,12 +70,16 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         keep_hidden=args.keep_hidden,
         include_special=args.include_special,
+        pool_over=args.pool_over,
+        skip_first=args.skip_first,
+        long_texts=args.long_texts,
+        window_stride=args.window_stride,
         tokens_per_batch=args.tokens_per_batch,
         shard_rows=args.shard_rows,
         device=args.device,
         on_nonfinite=args.on_nonfinite,
         ids=ids,
-        columns=[{k: v for k, v in row.items() if k != args.text_field} for row in rows],
+        columns=[{k: v for k, v in row.items() if k not in fields} for row in rows],
         source=source,
         out=args.out,
     )

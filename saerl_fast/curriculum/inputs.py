@@ -16,7 +16,7 @@ from saerl_fast.errors import DtypeError, InputError, NonFiniteError
 Floats = NDArray[np.float64]
 Ids = NDArray[Any]
 
-READABLE = ("ok", "truncated")
+READABLE = ("ok", "truncated", "windowed")
 """Statuses of rows that were read; rows of any other status stay out of the plan."""
 
 

@@ -46,7 +46,7 @@ def make_plan(
     clusters          [S] integers or names; needed by the policies saerl and stratified
     difficulty        [S], higher is harder; needed by the policies saerl and easy_to_hard
     quality           [S], higher is better; needed by drop_lowest
-    status            [S] strings; rows that are not "ok" or "truncated" stay out of the plan
+    status            [S] strings; rows that are not "ok", "truncated" or "windowed" stay out of the plan
     policy            a preset (default, saerl, stratified, easy_to_hard, random) or a Policy;
                       clusters_per_step, tail_swap and order turn single knobs of it
     epochs            unrolled in the plan; each has every kept row once

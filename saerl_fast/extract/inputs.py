@@ -22,24 +22,41 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def read_texts(texts: Any, text_field: str | None) -> Sequence[Text]:
-    """A sequence of texts out of whatever was handed in."""
+def read_texts(texts: Any, text_field: str | None, completion_field: str | None = None) -> Sequence[Text]:
+    """A sequence of texts out of whatever was handed in; of a dataset with a completion_field, pairs."""
     if isinstance(texts, (str, bytes)):
         raise InputError("texts must be a list of strings; got a single string. Wrap it: [text]")
     columns = getattr(texts, "column_names", None)
     if columns is not None:
         if text_field is None or text_field not in columns:
             raise InputError(f"a dataset needs text_field, one of {list(columns)}; got {text_field!r}")
+        if completion_field is not None and completion_field not in columns:
+            raise InputError(f"completion_field must be one of {list(columns)}; got {completion_field!r}")
         found: Sequence[Text] = list(texts[text_field])
+        if completion_field is not None:
+            found = [_pair(*sides) for sides in zip(found, texts[completion_field], strict=True)]
     else:
-        if text_field is not None:
-            raise InputError("text_field goes with a datasets.Dataset; a list holds the texts themselves")
+        if text_field is not None or completion_field is not None:
+            raise InputError(
+                "text_field and completion_field go with a datasets.Dataset; a list holds the texts themselves"
+            )
         found = texts if isinstance(texts, (list, tuple)) else list(texts)
     if not found:
         raise InputError("texts is empty: at least one text is needed")
-    if isinstance(found[0], dict):
+    if isinstance(found[0], dict) and "role" in found[0]:
         raise InputError("a text is a string or a list of chat messages; got a single message. Wrap it: [[message]]")
     return found
+
+
+def texts_of(rows: Sequence[Row], text_field: str, completion_field: str | None = None) -> list[Text]:
+    """The texts of a table: a column, or prompts and completions in pairs."""
+    if completion_field is None:
+        return [row.get(text_field) for row in rows]
+    return [_pair(row.get(text_field), row.get(completion_field)) for row in rows]
+
+
+def _pair(prompt: Any, completion: Any) -> Text:
+    return {"prompt": prompt, "completion": completion}
 
 
 def dataset_ids(texts: Any) -> list[str | int] | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
 from saerl_fast import __version__
 from saerl_fast.errors import InputError
+from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.tokens import Text
@@ -19,7 +20,36 @@ from saerl_fast.sae import SAE
 
 Pool = Literal["mean", "max", "sum", "last", "count"]
 POOLS: tuple[Pool, ...] = ("mean", "max", "sum", "last", "count")
+LongTexts = Literal["truncate", "window", "error"]
+LONG_TEXTS: tuple[LongTexts, ...] = ("truncate", "window", "error")
+POOL_OVER: tuple[PoolOver, ...] = ("all", "prompt", "completion", "last_user")
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which tokens of a text are pooled, and what becomes of a text longer than the limit."""
+
+    include_special: bool = False
+    pool_over: PoolOver = "all"
+    skip_first: int = 0
+    long_texts: LongTexts = "truncate"
+    window_stride: int | None = None
+
+    def check(self, limit: int) -> None:
+        """Raise InputError for a setting that is out of range."""
+        if self.pool_over not in POOL_OVER:
+            raise InputError(f"pool_over must be one of {POOL_OVER}; got {self.pool_over!r}")
+        if self.long_texts not in LONG_TEXTS:
+            raise InputError(f"long_texts must be one of {LONG_TEXTS}; got {self.long_texts!r}")
+        if self.skip_first < 0:
+            raise InputError(f"skip_first must be 0 or more; got {self.skip_first}")
+        if self.window_stride is None:
+            return
+        if self.long_texts != "window":
+            raise InputError(f"window_stride goes with long_texts='window'; got long_texts={self.long_texts!r}")
+        if not 1 <= self.window_stride <= limit:
+            raise InputError(f"window_stride must be 1 to {limit}, the tokens of a window; got {self.window_stride}")
 
 
 @dataclass(frozen=True)
@@ -28,7 +58,7 @@ class Settings:
 
     pool: Pool
     limit: int
-    include_special: bool
+    reading: Reading
     keep_hidden: bool
     tokens_per_batch: int
     padding_side: str
@@ -41,7 +71,7 @@ def check_settings(
     sae: SAE,
     pool: Pool,
     max_length: int | None,
-    include_special: bool,
+    reading: Reading,
     keep_hidden: bool,
     tokens_per_batch: int | None,
     padding_side: str,
@@ -59,10 +89,11 @@ def check_settings(
         raise InputError(f"max_length must be at least 1; got {max_length}")
     limits = [limit for limit in (reader.max_positions, sae.context_size, max_length) if limit]
     limit = min(limits, default=2**31 - 1)
+    reading.check(limit)
     return Settings(
         pool=pool,
         limit=limit,
-        include_special=include_special,
+        reading=reading,
         keep_hidden=keep_hidden,
         tokens_per_batch=tokens_per_batch
         or TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"],
@@ -87,7 +118,7 @@ def job_fingerprint(
         "sae_hook": sae.hook_name,
         "pool": settings.pool,
         "max_tokens": settings.limit,
-        "include_special": settings.include_special,
+        **asdict(settings.reading),
         "keep_hidden": settings.keep_hidden,
         "tokens_per_batch": settings.tokens_per_batch,
         "padding_side": settings.padding_side,

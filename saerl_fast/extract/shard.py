@@ -24,6 +24,7 @@ from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
 from saerl_fast.extract.store import Job
 from saerl_fast.extract.tokens import Text, TokenizedText, tokenize
+from saerl_fast.extract.windows import merge_windows, tokenize_windows
 from saerl_fast.features import SparseFeatures
 from saerl_fast.sae import SAE
 
@@ -50,7 +51,8 @@ def featurize_shard(
     advance: Any,
 ) -> tuple[SparseFeatures, list[tuple[int, int]]]:
     """One shard from texts to rows in their own order; the device is waited for once, at the end."""
-    tokens = tokenize(texts, reader.tokenizer, settings.limit, include_special=settings.include_special)
+    tokens, owner = _read_tokens(texts, reader, settings)
+    heads = np.diff(owner, prepend=-1)
     gathered = _Gathered()
     advance(sum(len(text) == 0 for text in tokens))
     groups = settings.layout.group([len(text) for text in tokens], settings.tokens_per_batch)
@@ -61,9 +63,37 @@ def featurize_shard(
     with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
         for rows, batch in zip(groups, one_ahead(collated), strict=True):
             _featurize_batch(rows, batch, capture, sae, settings, gathered)
-            advance(len(rows))
-    features = _assemble(tokens, ids, gathered, sae, settings, job)
+            advance(int(heads[rows].sum()))
+    features = _assemble(tokens, [ids[row] for row in owner], gathered, sae, settings, job)
+    if len(owner) > len(texts):
+        features = merge_windows(features, owner, ids, settings.pool)
     return _treat_nonfinite(features, settings), gathered.batches
+
+
+def _read_tokens(
+    texts: Sequence[Text], reader: Reader, settings: Settings
+) -> tuple[list[TokenizedText], NDArray[np.int64]]:
+    """What goes through the model, and the text that each piece belongs to: texts, or the windows of long ones."""
+    reading, limit = settings.reading, settings.limit
+    if reading.long_texts == "window":
+        return tokenize_windows(
+            texts,
+            reader.tokenizer,
+            limit,
+            reading.window_stride,
+            include_special=reading.include_special,
+            pool_over=reading.pool_over,
+            skip_first=reading.skip_first,
+        )
+    whole = tokenize(
+        texts,
+        reader.tokenizer,
+        limit,
+        include_special=reading.include_special,
+        pool_over=reading.pool_over,
+        skip_first=reading.skip_first,
+    )
+    return whole, np.arange(len(texts))
 
 
 def _featurize_batch(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_fast.errors import InputError, JobMismatchError
-from saerl_fast.extract.inputs import Row, column_names, has_column, hash_file, read_table
+from saerl_fast.extract.inputs import Row, column_names, has_column, hash_file, read_table, texts_of
 from saerl_fast.extract.store import Job
 
 
@@ -32,11 +32,13 @@ def read_texts_again(folder: str | os.PathLike[str], data: str | None, rows: int
     table = read_table(path)
     if len(table) != rows:
         raise JobMismatchError(f"{path} has {len(table)} rows, {folder} has {rows}; is it the same table?")
-    return [row.get(str(source["text_field"])) for row in table]
+    return texts_of(table, str(source["text_field"]), source.get("completion_field"))
 
 
 def as_text(found: Any) -> str:
     """A text for people and word counts: a string as it is, the contents of messages, nothing for a missing one."""
+    if isinstance(found, dict):
+        return "\n".join(filter(None, (as_text(found.get(side)) for side in ("prompt", "completion"))))
     if isinstance(found, list):
         return "\n".join(str(message.get("content", "")) for message in found)
     return found if isinstance(found, str) else ""

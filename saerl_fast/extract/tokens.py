@@ -10,17 +10,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saerl_fast.errors import DtypeError, InputError
+from saerl_fast.extract.conversation import (
+    Encoded,
+    Message,
+    PoolOver,
+    choose_messages,
+    encode_conversation,
+    is_conversation,
+    spoken,
+)
 
 logger = logging.getLogger(__name__)
 
-Message = Mapping[str, Any]
-Text = str | Sequence[Message] | None
+Pair = Mapping[str, Any]
+Text = str | Sequence[Message] | Pair | None
+
+TEXTS_AT_ONCE = 1024
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,51 +47,90 @@ class TokenizedText:
         return len(self.input_ids)
 
 
-Encoded = tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]
-"""ids, which are control tokens, which are content"""
-
-Pieces = list[tuple[str, bool]]
-
-NOTHING = np.zeros(0, dtype=np.int64)
+def silent(status: str) -> TokenizedText:
+    """A text of which no token is read."""
+    return TokenizedText(NOTHING, NOTHING.astype(bool), status)
 
 
-def tokenize(texts: Sequence[Text], tokenizer: Any, limit: int, *, include_special: bool) -> list[TokenizedText]:
+def tokenize(
+    texts: Sequence[Text],
+    tokenizer: Any,
+    limit: int,
+    *,
+    include_special: bool = False,
+    pool_over: PoolOver = "all",
+    skip_first: int = 0,
+) -> list[TokenizedText]:
     """Tokenize each text, cut to ``limit`` tokens with its closing special tokens kept.
 
-    A text is a string, a conversation (a list of {"role", "content"}), or None. Strings that cannot be
-    encoded (a lone surrogate) come back with status "invalid", texts without a token to pool with
-    status "empty"; both have no ids, so that they never reach the model. Raises DtypeError for others.
+    A text is a string, a conversation (a list of {"role", "content"}), a pair {"prompt", "completion"} of strings or
+    of messages, or None. pool_over: the part of it that is pooled; the first ``skip_first`` tokens never are. Texts
+    that cannot be encoded (a lone surrogate) come back with status "invalid", texts without a token to pool with
+    status "empty"; both have no ids, so that they never reach the model.
+
+    Raises DtypeError for anything else, InputError for a part that a plain string does not have.
     """
-    done: list[TokenizedText | None] = [None] * len(texts)
+    encoded = encode(texts, tokenizer, pool_over)
+    done = [
+        silent(found) if isinstance(found, str) else _finish(found, limit, include_special, skip_first)
+        for found in encoded
+    ]
+    lost = sum(not len(text) and not isinstance(found, str) for text, found in zip(done, encoded, strict=True))
+    if lost:
+        logger.warning(
+            "%d of %d texts are left empty: all that would be pooled lies behind token %d or among the first %d",
+            lost,
+            len(texts),
+            limit,
+            skip_first,
+        )
+    return done
+
+
+def refuse_long(
+    texts: Sequence[Text], ids: Sequence[str | int], tokenizer: Any, limit: int, pool_over: PoolOver = "all"
+) -> None:
+    """Raise InputError, with how many and which, where texts have more than ``limit`` tokens."""
+    long: list[tuple[str | int, int]] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        span = slice(start, start + TEXTS_AT_ONCE)
+        for name, found in zip(ids[span], encode(texts[span], tokenizer, pool_over), strict=True):
+            if not isinstance(found, str) and len(found.ids) > limit:
+                long.append((name, len(found.ids)))
+    if long:
+        named = ", ".join(f"{name} with {length}" for name, length in long[:5]) + (", ..." if long[5:] else "")
+        raise InputError(
+            f"{len(long)} of {len(texts)} texts have more than {limit} tokens (ids {named}). "
+            "long_texts='truncate' cuts them, 'window' reads them in windows"
+        )
+
+
+def encode(texts: Sequence[Text], tokenizer: Any, pool_over: PoolOver = "all") -> list[Encoded | str]:
+    """Every text in its whole length, or the status of one that has nothing to read."""
+    done: list[Encoded | str] = ["empty"] * len(texts)
     plain: list[int] = []
     for row, text in enumerate(texts):
         if _is_missing(text):
-            done[row] = TokenizedText(NOTHING, NOTHING.astype(bool), "empty")
-        elif isinstance(text, str):
-            if _is_encodable(text):
-                plain.append(row)
-            else:
-                done[row] = TokenizedText(NOTHING, NOTHING.astype(bool), "invalid")
-        elif _is_conversation(text):
-            if all(_is_encodable(content) for content in _contents(text)):
-                done[row] = _finish(*_encode_conversation(text, tokenizer), limit, include_special)
-            else:
-                done[row] = TokenizedText(NOTHING, NOTHING.astype(bool), "invalid")
+            continue
+        if isinstance(text, str):
+            if pool_over in ("completion", "last_user"):
+                raise InputError(
+                    f"text {row} is a plain string, which has no {pool_over}; hand in chat messages or "
+                    "{'prompt': ..., 'completion': ...}"
+                )
+            plain.append(row)
+        elif isinstance(text, Mapping) and "prompt" in text:
+            done[row] = _encode_pair(text, tokenizer, pool_over, row)
+        elif is_conversation(text):
+            done[row] = _encode_messages(*choose_messages(text, pool_over), tokenizer)
         else:
-            raise DtypeError(f"text {row} must be a string, a list of chat messages or None; got {type(text).__name__}")
-    if plain:
-        encoded = tokenizer(
-            [texts[row] for row in plain],
-            return_special_tokens_mask=True,
-            return_attention_mask=False,
-            split_special_tokens=True,
-            truncation=False,
-            verbose=False,
-        )
-        for row, ids, special in zip(plain, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-            special_mask = np.asarray(special, dtype=bool)
-            done[row] = _finish(np.asarray(ids, dtype=np.int64), special_mask, ~special_mask, limit, include_special)
-    return [text for text in done if text is not None]
+            raise DtypeError(
+                f"text {row} must be a string, a list of chat messages, a pair of prompt and completion, or None; "
+                f"got {type(text).__name__}"
+            )
+    for row, found in zip(plain, _encode_strings([texts[row] for row in plain], tokenizer), strict=True):
+        done[row] = found
+    return [found if isinstance(found, str) or found.content.any() else "empty" for found in done]
 
 
 def _is_missing(text: object) -> bool:
@@ -95,28 +146,86 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _is_conversation(text: object) -> TypeGuard[Sequence[Message]]:
-    return isinstance(text, Sequence) and all(
-        isinstance(message, Mapping) and "role" in message and "content" in message for message in text
+def _encode_strings(texts: Sequence[Any], tokenizer: Any) -> list[Encoded | str]:
+    sound = [row for row, text in enumerate(texts) if _is_encodable(text)]
+    done: list[Encoded | str] = ["invalid"] * len(texts)
+    if not sound:
+        return done
+    encoded = tokenizer(
+        [texts[row] for row in sound],
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        split_special_tokens=True,
+        truncation=False,
+        verbose=False,
     )
+    for row, ids, special in zip(sound, encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        mask = np.asarray(special, dtype=bool)
+        done[row] = Encoded(np.asarray(ids, dtype=np.int64), mask, ~mask)
+    return done
 
 
-def _finish(
-    ids: NDArray[np.int64],
-    special: NDArray[np.bool_],
-    content: NDArray[np.bool_],
-    limit: int,
-    include_special: bool,
-) -> TokenizedText:
+def _encode_messages(messages: Sequence[Message], wanted: Any, tokenizer: Any) -> Encoded | str:
+    if not messages or not wanted:
+        return "empty"
+    if not all(_is_encodable(text) for text in spoken(messages)):
+        return "invalid"
+    return encode_conversation(messages, wanted, tokenizer)
+
+
+def _encode_pair(pair: Pair, tokenizer: Any, pool_over: PoolOver, row: int) -> Encoded | str:
+    """A prompt and its completion: strings as one string, or messages as one conversation."""
+    prompt, completion = (None if _is_missing(pair.get(side)) else pair.get(side) for side in ("prompt", "completion"))
+    for side, found in (("prompt", prompt), ("completion", completion)):
+        if not (found is None or isinstance(found, str) or is_conversation(found)):
+            raise DtypeError(
+                f"text {row}: its {side} must be a string or a list of messages; got {type(found).__name__}"
+            )
+    if isinstance(prompt, (str, type(None))) and isinstance(completion, (str, type(None))):
+        if pool_over == "last_user":
+            raise InputError(f"text {row} is a pair of plain strings, which has no last user turn; hand in messages")
+        return _encode_string_pair(prompt or "", completion or "", tokenizer, pool_over)
+    before = _as_messages(prompt, "user")
+    after = [] if pool_over == "prompt" else _as_messages(completion, "assistant")
+    messages = [*before, *after]
+    if pool_over == "last_user":
+        return _encode_messages(*choose_messages(messages, pool_over), tokenizer)
+    wanted = range(len(before), len(messages)) if pool_over == "completion" else range(len(messages))
+    return _encode_messages(messages, wanted, tokenizer)
+
+
+def _as_messages(side: Any, role: str) -> list[Message]:
+    if side is None:
+        return []
+    return [{"role": role, "content": side}] if isinstance(side, str) else list(side)
+
+
+def _encode_string_pair(prompt: str, completion: str, tokenizer: Any, pool_over: PoolOver) -> Encoded | str:
+    """The ids of the one string prompt + completion; a token across the seam is the completion's."""
+    whole = prompt if pool_over == "prompt" else prompt + completion
+    (found,) = _encode_strings([whole], tokenizer)
+    if isinstance(found, str) or pool_over != "completion":
+        return found
+    if not tokenizer.is_fast:
+        raise InputError("pool_over='completion' needs a fast tokenizer, which says where in a string its tokens lie")
+    offsets = tokenizer(whole, return_offsets_mapping=True, split_special_tokens=True, verbose=False)["offset_mapping"]
+    ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
+    return found._replace(content=found.content & (ends > len(prompt)))
+
+
+def _finish(found: Encoded, limit: int, include_special: bool, skip_first: int) -> TokenizedText:
     """Cut to the limit and decide what is pooled."""
-    if not content.any():
-        return TokenizedText(NOTHING, NOTHING.astype(bool), "empty")
-    keep = _truncation(special, limit)
-    pooled = (content | special) if include_special else content
-    status = "truncated" if len(keep) < len(ids) else "ok"
-    if not pooled[keep].any():
-        return TokenizedText(NOTHING, NOTHING.astype(bool), "empty")
-    return TokenizedText(ids[keep], pooled[keep], status)
+    keep = _truncation(found.special, limit)
+    pooled = pooled_tokens(found, include_special)[keep]
+    pooled[:skip_first] = False
+    if not pooled.any():
+        return silent("empty")
+    return TokenizedText(found.ids[keep], pooled, "truncated" if len(keep) < len(found.ids) else "ok")
+
+
+def pooled_tokens(found: Encoded, include_special: bool) -> NDArray[np.bool_]:
+    """The tokens that count before any are skipped or cut; a new array."""
+    return found.content | found.special if include_special else found.content.copy()
 
 
 def _truncation(special: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
@@ -129,112 +238,3 @@ def _truncation(special: NDArray[np.bool_], limit: int) -> NDArray[np.int64]:
         closing += 1
     closing = min(closing, max(limit - 1, 0))
     return np.concatenate([np.arange(limit - closing), np.arange(length - closing, length)])
-
-
-def _encode_conversation(messages: Sequence[Message], tokenizer: Any) -> Encoded:
-    """Token ids of a conversation under the chat template; content is what the messages themselves say.
-
-    Role names, markers and an injected system prompt are read by the model and not pooled.
-    """
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("chat messages need a tokenizer with a chat template; this one has none. Hand in strings")
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    pieces = _cut_at_contents(rendered, messages, tokenizer)
-    if pieces is None:
-        logger.warning("the chat template rewrites the content of a message; all but its control tokens is pooled")
-        ids = np.asarray(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
-        special = np.isin(ids, list(tokenizer.all_special_ids))
-        return ids, special, ~special
-    if tokenizer.is_fast and not _names_control_token(pieces, tokenizer):
-        return _encode_whole(rendered, pieces, tokenizer)
-    return _encode_pieces(pieces, tokenizer)
-
-
-def _encode_whole(rendered: str, pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> Encoded:
-    """The usual way: one encoding, exactly the ids the model is trained on; content found by offsets."""
-    encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    is_content = np.repeat([kind for _, kind in pieces], [len(text) for text, _ in pieces])
-    covered = np.concatenate([[0], np.cumsum(is_content)])
-    content = covered[offsets[:, 1]] > covered[offsets[:, 0]]
-    # literals were ruled out, so a control token inside the content is one the template wrote
-    special = np.isin(ids, list(tokenizer.all_special_ids))
-    return ids, special, content & ~special
-
-
-def _encode_pieces(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> Encoded:
-    """Where a content spells a control token: contents are encoded apart from the template, as plain text."""
-    ids: list[int] = []
-    content: list[bool] = []
-    for text, is_content in pieces:
-        encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=is_content, verbose=False)
-        ids.extend(encoded["input_ids"])
-        content.extend([is_content] * len(encoded["input_ids"]))
-    token_ids = np.asarray(ids, dtype=np.int64)
-    content_mask = np.asarray(content, dtype=bool)
-    special = np.isin(token_ids, list(tokenizer.all_special_ids))
-    return token_ids, special & ~content_mask, content_mask
-
-
-def _names_control_token(pieces: Sequence[tuple[str, bool]], tokenizer: Any) -> bool:
-    literals = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    return any(literal in text for text, is_content in pieces if is_content for literal in literals)
-
-
-def _cut_at_contents(rendered: str, messages: Sequence[Message], tokenizer: Any) -> Pieces | None:
-    """(piece, is it content) in order.
-
-    The places are found by rendering once more with a marker for each content: a search for the content
-    itself would find "help" inside the template's own "helpful". None where the template rewrites contents
-    (beyond trimming them), so that they cannot be told from the rest.
-    """
-    contents = _contents(messages)
-    markers = [f"\ue000{number}\ue001" for number in range(len(contents))]
-    marked = tokenizer.apply_chat_template(_with_contents(messages, markers), tokenize=False)
-    between = _split_at(marked, markers)
-    for spell in (str.strip, str):
-        spelled = [spell(content) for content in contents]
-        if between is not None and _weave(between, spelled) == rendered:
-            woven = [(between[0], False)]
-            for content, template in zip(spelled, between[1:], strict=True):
-                woven += [(content, True), (template, False)]
-            return [(text, is_content) for text, is_content in woven if text]
-    return None
-
-
-def _split_at(text: str, markers: Sequence[str]) -> list[str] | None:
-    """The stretches around the markers, each of which must occur once, in order."""
-    pieces: list[str] = []
-    for marker in markers:
-        before, found, text = text.partition(marker)
-        if not found:
-            return None
-        pieces.append(before)
-    return [*pieces, text]
-
-
-def _weave(between: Sequence[str], contents: Sequence[str]) -> str:
-    return between[0] + "".join(content + rest for content, rest in zip(contents, between[1:], strict=True))
-
-
-def _contents(messages: Sequence[Message]) -> list[str]:
-    """The texts of the messages, in order: strings, or the text parts of multi-part contents; blank ones left out."""
-    found: list[str] = []
-    for message in messages:
-        content = message["content"]
-        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content or []]
-        found.extend(part for part in parts if part.strip())
-    return found
-
-
-def _with_contents(messages: Sequence[Message], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """The same messages with the texts of ``_contents`` replaced, in order."""
-    rest = iter(texts)
-
-    def put(content: Any) -> Any:
-        if isinstance(content, str):
-            return next(rest) if content.strip() else content
-        return [{**part, "text": next(rest)} if part.get("text", "").strip() else part for part in content or []]
-
-    return [{**message, "content": put(message["content"])} for message in messages]

@@ -16,6 +16,10 @@ CHANGES = {
     "on_nonfinite": "mark",
     "shard_rows": 5,
     "layer": 2,
+    "hook": "blocks.1.hook_mlp_out",
+    "pool_over": "prompt",
+    "skip_first": 1,
+    "long_texts": "window",
     "ids": [f"other-{row}" for row in range(12)],
 }
 
@@ -48,3 +52,10 @@ def test_the_same_job_is_read(call, folder):
 def test_another_setting_is_another_job(name, call, folder):
     with pytest.raises(JobMismatchError, match="belongs to another job"):
         saerl_fast.featurize(**call | {name: CHANGES[name]}, out=folder)
+
+
+def test_another_stride_of_windows_is_another_job(call, tmp_path):
+    windowed = call | {"long_texts": "window", "max_length": 20}
+    saerl_fast.featurize(**windowed, out=tmp_path / "f")
+    with pytest.raises(JobMismatchError, match="window_stride"):
+        saerl_fast.featurize(**windowed, window_stride=9, out=tmp_path / "f")
