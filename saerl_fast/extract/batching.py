@@ -25,7 +25,7 @@ class Batch:
     """One batch on a device: padded, or packed, in which case B is 1 and every token counts.
 
     input_ids, attention_mask, position_ids int64 [B, T]; kept int64 [N], positions in the flattened
-    [B * T] that are pooled, text by text; offsets int64 [texts + 1], where each text begins in kept.
+    [B * T] that are pooled, text by text; offsets int64 [texts + 1] *on the CPU*, where each text begins in kept.
     """
 
     input_ids: Tensor
@@ -91,16 +91,16 @@ def lay_end_to_end(texts: Sequence[TokenizedText], kernel: str, device: torch.de
     text_of = np.repeat(np.arange(len(texts)), lengths)
     packing = Packing(
         kernel,
-        bounds=_upload(bounds.astype(np.int32), device),
-        text_of=_upload(text_of.astype(np.int32), device),
+        bounds=upload(bounds.astype(np.int32), device),
+        text_of=upload(text_of.astype(np.int32), device),
         lengths=tuple(lengths.tolist()),
     )
     return Batch(
-        input_ids=_upload(np.concatenate([text.input_ids for text in texts])[None], device),
+        input_ids=upload(np.concatenate([text.input_ids for text in texts])[None], device),
         attention_mask=torch.ones(1, len(tokens), dtype=torch.int64, device=device),
-        position_ids=_upload((tokens - bounds[text_of])[None], device),
-        kept=_upload(np.flatnonzero(pooled), device),
-        offsets=_upload(np.concatenate([[0], np.cumsum(pooled)])[bounds], device),
+        position_ids=upload((tokens - bounds[text_of])[None], device),
+        kept=upload(np.flatnonzero(pooled), device),
+        offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(pooled)])[bounds]),
         left_padded=False,
         packing=packing,
     )
@@ -121,11 +121,11 @@ def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, devi
     offsets = np.concatenate([[0], np.cumsum(pooled.sum(axis=1))])
 
     return Batch(
-        input_ids=_upload(input_ids, device),
-        attention_mask=_upload(attention, device),
-        position_ids=_upload(positions, device),
-        kept=_upload(np.flatnonzero(pooled), device),
-        offsets=_upload(offsets, device),
+        input_ids=upload(input_ids, device),
+        attention_mask=upload(attention, device),
+        position_ids=upload(positions, device),
+        kept=upload(np.flatnonzero(pooled), device),
+        offsets=torch.from_numpy(offsets),
         left_padded=bool((attention[:, 0] == 0).any()),
     )
 
@@ -138,9 +138,9 @@ def one_ahead(made: Iterator[Batch]) -> Iterator[Batch]:
         yield ready
 
 
-def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+def upload(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """The array on the device; on CUDA the copy runs while the host goes on."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.ascontiguousarray(array))
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import NonFiniteError
-from saerl_fast.extract.batching import Batch, one_ahead
+from saerl_fast.extract.batching import Batch, one_ahead, upload
 from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
@@ -36,7 +36,7 @@ class _Gathered:
     """What the batches of one shard left on the device."""
 
     rows: list[NDArray[np.int64]] = field(default_factory=list)
-    pooled: list[ops.CsrRows] = field(default_factory=list)
+    pooled: list[ops.SpacedRows] = field(default_factory=list)
     hidden: list[Tensor] = field(default_factory=list)
     batches: list[tuple[int, int]] = field(default_factory=list)
 
@@ -110,10 +110,11 @@ def _featurize_batch(
     codes = sae.encode(flat, row_index=batch.kept)
     gathered.rows.append(rows)
     gathered.batches.append((len(rows), batch.input_ids.shape[1]))
-    gathered.pooled.append(ops.segment_pool(codes, batch.offsets, sae.d_sae, settings.pool))
+    gathered.pooled.append(ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool))
     if settings.keep_hidden:
-        kept = flat.index_select(0, batch.kept).float()
-        gathered.hidden.append(torch.segment_reduce(kept, "mean", offsets=batch.offsets, axis=0))
+        kept, lengths = flat.index_select(0, batch.kept).float(), upload(batch.offsets.diff(), flat.device)
+        # unsafe: the lengths are not read back to be checked
+        gathered.hidden.append(torch.segment_reduce(kept, "mean", lengths=lengths, axis=0, unsafe=True))
 
 
 def _assemble(
@@ -127,15 +128,15 @@ def _assemble(
     """Rows of all batches on the host, put back into the order of the texts; untouched rows are empty."""
     silent = np.array([row for row, text in enumerate(tokens) if len(text) == 0], dtype=np.int64)
     order = np.concatenate([*gathered.rows, silent]).astype(np.int64)
-    lengths = [np.diff(part.indptr.cpu().numpy()) for part in gathered.pooled] + [np.zeros(len(silent), np.int64)]
+    indptr, indices, values = _fetch(gathered.pooled)
     hidden = None
     if settings.keep_hidden:
         empty = np.zeros((len(silent), sae.d_in), np.float32)
-        hidden = np.concatenate([*(part.cpu().numpy() for part in gathered.hidden), empty])
+        hidden = np.concatenate([torch.cat(gathered.hidden).cpu().numpy(), empty]) if gathered.hidden else empty
     as_run = SparseFeatures(
-        indptr=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-        indices=_join([part.indices.cpu().numpy() for part in gathered.pooled], np.int32),
-        values=_join([part.values.cpu().numpy() for part in gathered.pooled], np.float32),
+        indptr=np.concatenate([indptr, np.full(len(silent), indptr[-1])]),
+        indices=indices,
+        values=values,
         n_features=sae.d_sae,
         ids=tuple(ids[row] for row in order),
         status=tuple(tokens[row].status for row in order),
@@ -146,8 +147,12 @@ def _assemble(
     return as_run[np.argsort(order, kind="stable")]
 
 
-def _join(parts: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
+def _fetch(pooled: Sequence[ops.SpacedRows]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """The pooled rows of all batches on the host: indptr, indices, values. Here the device is waited for."""
+    if not pooled:
+        return np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    rows = ops.SpacedRows.joined(pooled).to_csr()
+    return rows.indptr.cpu().numpy(), rows.indices.cpu().numpy(), rows.values.cpu().numpy()
 
 
 def _treat_nonfinite(features: SparseFeatures, settings: Settings) -> SparseFeatures:
