@@ -26,7 +26,7 @@ from saerl_fast.bench.kmeans_fit import kmeans_fit, kmeans_fit_full
 from saerl_fast.bench.machine import load, machine
 from saerl_fast.bench.memory import peak_megabytes
 from saerl_fast.bench.pool import pool
-from saerl_fast.bench.timing import OURS, Effort, race
+from saerl_fast.bench.timing import OURS, Clock, Effort, measure, race
 from saerl_fast.errors import BackendUnavailable, InputError, MissingDependency
 
 logger = logging.getLogger(__name__)
@@ -153,9 +153,9 @@ def run_row(name: str, shape: Shape, effort: Effort, threads: int) -> dict[str, 
             return result | figures(contest, effort) | (peaks(contest) if contest.memory else {})
 
 
-def figures(contest: Contest, effort: Effort) -> dict[str, Any]:
+def figures(contest: Contest, effort: Effort, clock: Clock = measure) -> dict[str, Any]:
     """Times of both sides and their ratios."""
-    times = race(contest.ours, contest.baselines, effort)
+    times = race(contest.ours, contest.baselines, effort, clock)
     ours, rest = times[OURS], {name: times[name] for name in contest.baselines}
     fastest = min(rest, key=lambda name: rest[name].wall_ms)
     theirs = rest[fastest]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from saerl_fast.bench.contest import Call
@@ -44,7 +44,20 @@ class Times:
         return 1e3 * statistics.median(self.processor)
 
 
-def race(ours: Call, baselines: Mapping[str, Call], effort: Effort) -> dict[str, Times]:
+def measure(call: Call, times: Times) -> None:
+    """Run once and note the times; the result is freed after the clocks are read."""
+    wall, processor = time.perf_counter(), time.process_time()
+    result = call()
+    times.processor.append(time.process_time() - processor)
+    times.wall.append(time.perf_counter() - wall)
+    del result
+
+
+Clock = Callable[[Call, Times], None]
+"""Runs a call once and notes its times."""
+
+
+def race(ours: Call, baselines: Mapping[str, Call], effort: Effort, clock: Clock = measure) -> dict[str, Times]:
     """Times of `ours` (under OURS) and of every baseline.
 
     The first round warms up and is not counted; a baseline that is SLOW in it has that one time only.
@@ -52,7 +65,7 @@ def race(ours: Call, baselines: Mapping[str, Call], effort: Effort) -> dict[str,
     calls = {OURS: ours, **baselines}
     first = {name: Times() for name in calls}
     for name, call in calls.items():
-        measure(call, first[name])
+        clock(call, first[name])
     fastest = min(first[name].wall[0] for name in baselines)
     staying = [name for name in calls if name == OURS or first[name].wall[0] <= SLOW * fastest]
     times = {name: Times() for name in staying}
@@ -62,14 +75,5 @@ def race(ours: Call, baselines: Mapping[str, Call], effort: Effort) -> dict[str,
             break
         shift = turn % len(staying)
         for name in staying[shift:] + staying[:shift]:
-            measure(calls[name], times[name])
+            clock(calls[name], times[name])
     return {name: times.get(name, first[name]) for name in calls}
-
-
-def measure(call: Call, times: Times) -> None:
-    """Run once and note the times; the result is freed after the clocks are read."""
-    wall, processor = time.perf_counter(), time.process_time()
-    result = call()
-    times.processor.append(time.process_time() - processor)
-    times.wall.append(time.perf_counter() - wall)
-    del result

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SUMMARY = "the throughput suite on this machine"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", default="cpu", choices=["cpu"], help="which suite (default cpu)")
+    parser.add_argument("--suite", default="cpu", choices=["cpu", "gpu"], help="which suite (default cpu)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller shapes: minutes")
     parser.add_argument("--tiny", action="store_true", help="shapes of a test: shows that all of it runs, no more")
     parser.add_argument("--only", metavar="ROWS", help="rows to run, with commas between: select,encode")
@@ -24,28 +24,42 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from saerl_fast.bench.suite import failures, run_suite
+    from saerl_fast.bench.suite import failures
     from saerl_fast.errors import InputError
 
     if args.quick and args.tiny:
         raise InputError("--quick and --tiny were both given; choose one")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}")
-    found = run_suite(
-        "tiny" if args.tiny else "quick" if args.quick else "full",
-        only=[name.strip() for name in args.only.split(",")] if args.only else (),
-        threads=args.threads,
-        features=args.features,
-        report=lambda result: print(line_of(result), flush=True),
-    )
+    if args.suite == "gpu" and args.features:
+        raise InputError("--features goes with --suite cpu: the GPU suite makes its own rows")
+    found = run_suite_of(args)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     about = found["machine"]
-    print(f"{about['cpu']}, {about['threads']} threads, {about['isa']}; load {about['load_at_start']}, then "
+    device = f"{about['gpu']}; " if args.suite == "gpu" else ""
+    print(f"{device}{about['cpu']}, {about['threads']} threads, {about['isa']}; load {about['load_at_start']}, then "
           f"{about['load_at_end']}")  # fmt: skip
     if wrong := failures(found["results"]):
         print(f"wrong results: {', '.join(wrong)}")
     return 1 if wrong else 0
+
+
+def run_suite_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite that was asked for, its lines printed as they come."""
+    size: Literal["full", "quick", "tiny"] = "tiny" if args.tiny else "quick" if args.quick else "full"
+    only = [name.strip() for name in args.only.split(",")] if args.only else ()
+
+    def report(result: dict[str, Any]) -> None:
+        print(line_of(result), flush=True)
+
+    if args.suite == "gpu":
+        from saerl_fast.bench.gpu_suite import run_gpu_suite
+
+        return run_gpu_suite(size, only=only, threads=args.threads, report=report)
+    from saerl_fast.bench.suite import run_suite
+
+    return run_suite(size, only=only, threads=args.threads, features=args.features, report=report)
 
 
 def line_of(result: dict[str, Any]) -> str:
@@ -59,6 +73,8 @@ def line_of(result: dict[str, Any]) -> str:
     line = f"{start}{result['ours_ms']:.1f} ms ({result['backend']}), "
     line += f"{result['baseline']} {result['baseline_ms']:.1f} ms: "
     line += f"{result['ratio']:.2f}x, {result['cpu_ratio']:.2f}x in processor time"
+    if "tflops" in result:
+        line += f"; {result['tflops']} TFLOP/s, {result['fraction_of_peak']} of the peak"
     if "ours_peak_mb" in result:
         line += f"; peak {result['ours_peak_mb']} MB, theirs {result['baseline_peak_mb']} MB"
     return line

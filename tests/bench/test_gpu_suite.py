@@ -1,0 +1,122 @@
+"""Every row of the GPU suite runs at a tiny shape, on a device or on a CPU; a wrong result of ours gives no speed."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from saerl_fast.bench import gpu_data, gpu_suite
+from saerl_fast.bench.clock import Ring
+from saerl_fast.bench.gpu_suite import EFFORT, ROWS, run_gpu_row
+from saerl_fast.cli import main
+from saerl_fast.errors import BackendUnavailable
+from saerl_fast.features import SparseFeatures
+from saerl_fast.kernels import native
+from tests.bench.test_suite import SPEEDS
+
+CPU = torch.device("cpu")
+
+
+def spoil(result):
+    """The same result with its numbers off by a hundredth."""
+    if isinstance(result, SparseFeatures):
+        return dataclasses.replace(result, values=result.values * np.float32(1.01))
+    if isinstance(result, torch.Tensor):
+        return result * 1.01 if result.is_floating_point() else result
+    parts = [spoil(part) for part in result]
+    return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_proved_and_timed_and_a_wrong_one_is_not(monkeypatch, name):
+    if name == "select" and (reason := native.missing()):
+        pytest.skip(reason)
+    row = ROWS[name]
+    (shape,) = row.tiny
+    made = row.contest(**shape, device=CPU)
+    monkeypatch.setitem(ROWS, name, dataclasses.replace(row, contest=lambda **_: made))
+    result = run_gpu_row(name, shape, EFFORT["tiny"], CPU)
+    assert result.get("failure") is None
+    assert result["exact"] is True
+    assert result.keys() >= SPEEDS
+    assert json.loads(json.dumps(result)) == result
+    wrong = dataclasses.replace(made, ours=lambda: spoil(made.ours()))
+    monkeypatch.setitem(ROWS, name, dataclasses.replace(row, contest=lambda **_: wrong))
+    spoilt = run_gpu_row(name, shape, EFFORT["tiny"], CPU)
+    assert spoilt["exact"] is False
+    assert not SPEEDS & set(spoilt)
+
+
+def test_a_row_without_its_kernels_says_so(monkeypatch):
+    def refuse(**_):
+        raise BackendUnavailable("topk_encode: only the reference runs on this device")
+
+    monkeypatch.setitem(ROWS, "encode", dataclasses.replace(ROWS["encode"], contest=refuse))
+    result = run_gpu_row("encode", ROWS["encode"].tiny[0], EFFORT["tiny"], CPU)
+    assert "only the reference" in result["skipped"]
+
+
+def test_the_command_runs_it_and_refuses_to_pretend(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "gpu.json"
+    assert main(["bench", "--suite", "gpu", "--tiny", "--only", "encode,mfu", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["suite"] == "gpu"
+    assert found["machine"]["gpu"]
+    mfu = found["results"][1]
+    assert mfu["tflops"] == pytest.approx(mfu["operations"] / mfu["ours_ms"] / 1e9, rel=1e-3)
+    assert "TFLOP/s" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", "--suite", "gpu", "--quick"]) == 2
+    assert "torch sees none" in capsys.readouterr().err
+    assert main(["bench", "--suite", "gpu", "--tiny", "--only", "speed"]) == 2
+
+
+def test_the_suite_needs_no_trainer_and_no_sae_library(monkeypatch):
+    for name in ("trl", "datasets", "sae_lens"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run_gpu_row("capture", ROWS["capture"].tiny[0], EFFORT["tiny"], CPU)
+    assert result["exact"] is True
+
+
+def test_lengths_are_those_of_the_histogram():
+    lengths = gpu_data.problem_lengths(50_000)
+    drawn, _ = np.histogram(lengths, gpu_data.TOKEN_EDGES)
+    wanted = np.array(gpu_data.TOKEN_COUNTS) / sum(gpu_data.TOKEN_COUNTS)
+    np.testing.assert_allclose(drawn / 50_000, wanted, atol=0.01)
+    assert sum(gpu_data.TOKEN_COUNTS) == 7472
+    assert lengths.mean() == pytest.approx(84.7, rel=0.03)
+    assert lengths.min() >= 1
+    assert gpu_data.problem_lengths(100, longest=20).max() == 20
+
+
+def test_operations_are_those_of_a_count_by_hand():
+    # one block, one text of 3 tokens: q, o 32x32, k, v 32x16, three products of the mlp 32x64; 6 pairs of tokens
+    products = 2 * 3 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert gpu_data.operations_of("tiny", 1, [3]) == products + 2 * 2 * 32 * 6
+    # 1.354 GFLOP a token for 14 blocks of Qwen2.5-1.5B at 1,024 tokens (both halves of the attention counted there)
+    per_token = gpu_data.operations_of("qwen2.5-1.5b", 14, [1024]) / 1024
+    assert per_token == pytest.approx(1.354e9 - 14 * 4 * 1536 * 512 / 2, rel=0.02)
+
+
+def test_texts_of_the_word_tokenizer_have_the_ids_they_are_made_of():
+    tokenizer = gpu_data.word_tokenizer(300)
+    ids = gpu_data.random_ids(np.array([5, 9]), 300)
+    assert tokenizer([gpu_data.as_text(row) for row in ids])["input_ids"] == [row.tolist() for row in ids]
+
+
+def test_the_ring_hands_out_the_same_numbers_elsewhere():
+    ring = Ring(torch.arange(4.0))
+    assert torch.equal(ring.next(), torch.arange(4.0))
+    if torch.cuda.is_available():
+        ring = Ring(torch.arange(4.0, device="cuda"))
+        assert ring.next().data_ptr() != ring.next().data_ptr()
+
+
+def test_every_row_of_the_gpu_table_is_there():
+    assert set(gpu_suite.ROWS) == {
+        "encode_over_gemm", "encode", "encode_published", "select", "threshold_encode", "kmeans_iter",
+        "kmeans_iter_dense", "capture", "mfu", "featurize_over_forward", "featurize",
+    }  # fmt: skip
