@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError, ShapeError
-from saerl_fast.kernels import int8_product, native
+from saerl_fast.kernels import int8_product, native, triton_runtime
 from saerl_fast.ops import CsrRows, TopKCodes
 
 Arguments = dict[str, Any]
@@ -29,6 +29,8 @@ class Sample:
 
     name: str
     make: Callable[[], Arguments]
+    not_on: tuple[str, ...] = ()
+    """Backends that refuse this form of the operation."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ class Operation:
 
 def absent(backend: str) -> str | None:
     """Why a CPU backend cannot run on this machine, or None."""
-    return {"cpu": native.missing, "cpu_int8": int8_product.missing}.get(backend, lambda: None)()
+    reasons = {
+        "cpu": native.missing,
+        "cpu_int8": int8_product.missing,
+        "triton": lambda: triton_runtime.refuses("cpu"),
+    }
+    return reasons.get(backend, lambda: None)()
 
 
 def grid(*shape: int, seed: int = 0, low: int = -4, high: int = 4) -> Tensor:
@@ -292,7 +299,9 @@ def _labels(n_rows: int) -> Tensor:
 
 UPDATE_SAMPLES = (
     Sample("dense", lambda: {"rows": grid(30, 20), "labels": _labels(30), "n_clusters": 5}),
-    Sample("csr", lambda: {"rows": csr_rows(30, 20), "labels": _labels(30), "n_clusters": 5, "n_latents": 20}),
+    Sample(
+        "csr", lambda: {"rows": csr_rows(30, 20), "labels": _labels(30), "n_clusters": 5, "n_latents": 20}, ("triton",)
+    ),
     Sample("int64", lambda: {"rows": grid(30, 20), "labels": _labels(30).long(), "n_clusters": 4}),
     Sample("bfloat16", lambda: {"rows": grid(30, 20).bfloat16(), "labels": _labels(30), "n_clusters": 5}),
     Sample("no_rows", lambda: {"rows": grid(0, 20), "labels": _labels(0), "n_clusters": 5}),
@@ -320,11 +329,11 @@ OPERATIONS = {
             THRESHOLD_SAMPLES,
             THRESHOLD_MISTAKES,
         ),
-        Operation("decode", ops.decode, ("cpu", "reference"), DECODE_SAMPLES, DECODE_MISTAKES),
-        Operation("project", ops.project, ("cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
+        Operation("decode", ops.decode, ("triton", "cpu", "reference"), DECODE_SAMPLES, DECODE_MISTAKES),
+        Operation("project", ops.project, ("triton", "cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
         Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),
-        Operation("kmeans_assign", ops.kmeans_assign, ("cpu", "reference"), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
-        Operation("kmeans_update", ops.kmeans_update, ("cpu", "reference"), UPDATE_SAMPLES, UPDATE_MISTAKES),
+        Operation("kmeans_assign", ops.kmeans_assign, ("triton", "cpu", "reference"), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
+        Operation("kmeans_update", ops.kmeans_update, ("triton", "cpu", "reference"), UPDATE_SAMPLES, UPDATE_MISTAKES),
     )
 }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 @functools.cache
@@ -32,3 +34,8 @@ def refuses(device: str) -> str | None:
     if interpreted():
         return "TRITON_INTERPRET is set, so that Triton runs on the CPU only"
     return None
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    """Launches inside go to the device that holds the tensor, whichever is current."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

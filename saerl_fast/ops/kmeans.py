@@ -35,11 +35,16 @@ def kmeans_assign(
     if centroids.shape[0] == 0:
         raise ShapeError("kmeans_assign: centroids must be [K, M] with K >= 1; got no centroids")
     n_latents = centroids.shape[1]
-    _check_rows("kmeans_assign", rows, n_latents, f"to match centroids {list(centroids.shape)}")
+    _check_shapes("kmeans_assign", rows, n_latents, f"to match centroids {list(centroids.shape)}")
     check.same_device("kmeans_assign", "rows", _device(rows), centroids=centroids)
-    name = choose(TABLE, "kmeans_assign", Call(centroids.device.type), backend)
-    labels, score = TABLE["kmeans_assign"][name].run(rows, centroids, metric)
+    call = Call(centroids.device.type, sparse=isinstance(rows, CsrRows))
+    body = TABLE["kmeans_assign"][choose(TABLE, "kmeans_assign", call, backend)]
+    if not body.marks_bad_rows:
+        _check_indices("kmeans_assign", rows, n_latents)
+    labels, score = body.run(rows, centroids, metric)
     if bool(score.isnan().any()):
+        # a bad index is marked so too; where the indices have been checked, this finds nothing
+        _check_indices("kmeans_assign", rows, n_latents)
         bad = score.isnan().nonzero()[:, 0]
         raise NonFiniteError(
             f"kmeans_assign: distances must be numbers; {len(bad)} of {len(score)} rows have a NaN distance "
@@ -62,7 +67,8 @@ def kmeans_update(
     n_latents: M, needed for CsrRows (which do not carry it)
     -> sums [K, M] float32, counts [K] int64
 
-    Rows are added in row order: the same input gives the same bits. Raises ShapeError, DtypeError,
+    Rows are added in row order, on a GPU in runs that are added up in their order: the same input gives the same bits
+    on the same backend. Raises ShapeError, DtypeError,
     InputError (a label out of range), BackendUnavailable.
     """
     if isinstance(n_clusters, bool) or not isinstance(n_clusters, int):
@@ -73,23 +79,31 @@ def kmeans_update(
         if isinstance(rows, CsrRows):
             raise InputError("kmeans_update: CsrRows do not carry their width; pass n_latents=M")
         n_latents = check.tensor("kmeans_update", "rows", rows, "[S, M]").shape[1]
-    n_rows = _check_rows("kmeans_update", rows, n_latents, f"for n_latents={n_latents}")
+    n_rows = _check_shapes("kmeans_update", rows, n_latents, f"for n_latents={n_latents}")
+    _check_indices("kmeans_update", rows, n_latents)
     check.tensor("kmeans_update", "labels", labels, "[S]", (torch.int32, torch.int64))
     check.length("kmeans_update", "labels", labels, n_rows, "to match rows")
     check.in_range("kmeans_update", "labels", labels, n_clusters, "clusters")
     check.same_device("kmeans_update", "rows", _device(rows), labels=labels)
-    name = choose(TABLE, "kmeans_update", Call(labels.device.type), backend)
+    name = choose(TABLE, "kmeans_update", Call(labels.device.type, sparse=isinstance(rows, CsrRows)), backend)
     sums, counts = TABLE["kmeans_update"][name].run(rows, labels, n_clusters, n_latents)
     return sums, counts
 
 
-def _check_rows(op: str, rows: Tensor | CsrRows, n_latents: int, why: str) -> int:
+def _check_shapes(op: str, rows: Tensor | CsrRows, n_latents: int, why: str) -> int:
+    """Rows of either form by types and shapes; their number."""
     if isinstance(rows, CsrRows):
-        check.sparse(op, "rows", rows, n_latents)
+        check.sparse_shapes(op, "rows", rows)
         return rows.indptr.shape[0] - 1
     check.tensor(op, "rows", rows, "[S, M]")
     check.columns(op, "rows", rows, n_latents, why)
     return rows.shape[0]
+
+
+def _check_indices(op: str, rows: Tensor | CsrRows, n_latents: int) -> None:
+    """Reads the data: on a GPU this waits for the device."""
+    if isinstance(rows, CsrRows):
+        check.sparse(op, "rows", rows, n_latents)
 
 
 def _device(rows: Tensor | CsrRows) -> torch.device:

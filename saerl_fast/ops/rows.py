@@ -24,31 +24,37 @@ def decode(codes: TopKCodes | CsrRows, w_dec: Tensor, b_dec: Tensor, *, backend:
 
     Differentiable, once, in codes.values, w_dec and b_dec; the gradients have the same bits whatever the number of
     threads. An index that occurs twice in a row counts twice. Raises ShapeError, DtypeError, InputError (an index
-    outside 0..M-1), BackendUnavailable.
+    outside 0..M-1; the compiled backends on a GPU do not wait to read the indices, and make such a row NaN),
+    BackendUnavailable.
     """
     check.tensor("decode", "w_dec", w_dec, "[M, D]")
     check.tensor("decode", "b_dec", b_dec, "[D]")
     check.length("decode", "b_dec", b_dec, w_dec.shape[1], f"to match w_dec {list(w_dec.shape)}")
-    check.sparse("decode", "codes", codes, w_dec.shape[0])
+    check.sparse_shapes("decode", "codes", codes)
     check.same_device("decode", "codes", codes.indices.device, w_dec=w_dec, b_dec=b_dec)
     float64 = torch.float64 in (w_dec.dtype, codes.values.dtype)
-    name = choose(TABLE, "decode", Call(w_dec.device.type, float64), backend)
-    decoded: Tensor = TABLE["decode"][name].run(codes, w_dec, b_dec)
+    body = TABLE["decode"][choose(TABLE, "decode", Call(w_dec.device.type, float64), backend)]
+    if not body.marks_bad_rows:
+        check.sparse("decode", "codes", codes, w_dec.shape[0])
+    decoded: Tensor = body.run(codes, w_dec, b_dec)
     return decoded
 
 
 def project(csr: CsrRows, matrix: Tensor, *, backend: str | None = None) -> Tensor:
     """csr [S, M] @ matrix [M, r], such as a truncated SVD of the features.
 
-    -> dense [S, r] float32. Raises ShapeError, DtypeError, InputError, BackendUnavailable.
+    -> dense [S, r] float32. Raises ShapeError, DtypeError, InputError (an index outside 0..M-1; the compiled backends
+    on a GPU make such a row NaN), BackendUnavailable.
     """
     check.tensor("project", "matrix", matrix, "[M, r]")
     if not isinstance(csr, CsrRows):
         raise DtypeError(f"project: csr must be CsrRows; got {type(csr).__name__}")
-    check.sparse("project", "csr", csr, matrix.shape[0])
+    check.sparse_shapes("project", "csr", csr)
     check.same_device("project", "csr", csr.indices.device, matrix=matrix)
-    name = choose(TABLE, "project", Call(matrix.device.type), backend)
-    projected: Tensor = TABLE["project"][name].run(csr, matrix)
+    body = TABLE["project"][choose(TABLE, "project", Call(matrix.device.type), backend)]
+    if not body.marks_bad_rows:
+        check.sparse("project", "csr", csr, matrix.shape[0])
+    projected: Tensor = body.run(csr, matrix)
     return projected
 
 
@@ -123,10 +129,11 @@ def _pool(
 ) -> CsrRows | SpacedRows:
     call = Call(offsets.device.type, codes.values.dtype == torch.float64, n_latents=n_latents)
     name = choose(TABLE, "segment_pool", call, backend)
-    if name != "cuda":  # which marks what it cannot make
+    body = TABLE["segment_pool"][name]
+    if not body.marks_bad_rows:
         check.sparse_form(op, "codes", codes)
-    # a pass over all indices takes a sixth of the time of the compiled pooling, which sees each of them anyhow
-    if name != "cuda" and not (name == "cpu" and pool_cpu.checks_indices(codes.indices, mode)):
-        check.in_range(op, "codes.indices", codes.indices, n_latents, "latents")
-    pooled = TABLE["segment_pool"][name].run(codes, offsets, n_latents, mode)
+        # a pass over all indices takes a sixth of the time of the compiled pooling, which sees each of them anyhow
+        if name != "cpu" or not pool_cpu.checks_indices(codes.indices, mode):
+            check.in_range(op, "codes.indices", codes.indices, n_latents, "latents")
+    pooled = body.run(codes, offsets, n_latents, mode)
     return pooled if isinstance(pooled, SpacedRows) else CsrRows(*pooled)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 from saerl_fast.kernels import (
     decode_cpu,
     int8_product,
@@ -16,6 +20,7 @@ from saerl_fast.kernels import (
     topk_cpu,
     topk_cuda,
     topk_int8,
+    triton_runtime,
 )
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
@@ -72,6 +77,25 @@ def _cuda_topk_refuses(call: Call) -> str | None:
     return f"keeps at most {limit} latents per row, not k={call.k}" if call.k > limit else None
 
 
+def _triton(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of kernels/ that is imported when it is first called: Triton may not be there."""
+
+    def run(*arguments: Any) -> Any:
+        return getattr(import_module(f"saerl_fast.kernels.{module}"), function)(*arguments)
+
+    return run
+
+
+def _triton_refuses(call: Call) -> str | None:
+    if reason := triton_runtime.refuses(call.device):
+        return reason
+    return "float64 inputs need the reference" if call.float64 else None
+
+
+def _triton_update_refuses(call: Call) -> str | None:
+    return "adds up dense rows only" if call.sparse else _triton_refuses(call)
+
+
 TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses, marks_bad_rows=True),
@@ -86,10 +110,12 @@ TABLE: Table = {
         "reference": Implementation(reference.threshold_encode, _never),
     },
     "decode": {
+        "triton": Implementation(_triton("decode_triton", "decode"), _triton_refuses, marks_bad_rows=True),
         "cpu": Implementation(decode_cpu.decode, _cpu_refuses),
         "reference": Implementation(reference.decode, _never),
     },
     "project": {
+        "triton": Implementation(_triton("decode_triton", "project"), _triton_refuses, marks_bad_rows=True),
         "cpu": Implementation(sparse_cpu.project, _cpu_refuses),
         "reference": Implementation(reference.project, _never),
     },
@@ -98,10 +124,12 @@ TABLE: Table = {
         "reference": Implementation(reference.segment_pool, _never),
     },
     "kmeans_assign": {
+        "triton": Implementation(_triton("kmeans_triton", "assign"), _triton_refuses, marks_bad_rows=True),
         "cpu": Implementation(kmeans_cpu.assign, _cpu_refuses),
         "reference": Implementation(reference.kmeans_assign, _never),
     },
     "kmeans_update": {
+        "triton": Implementation(_triton("kmeans_triton", "update"), _triton_update_refuses),
         "cpu": Implementation(kmeans_cpu.update, _cpu_refuses),
         "reference": Implementation(reference.kmeans_update, _never),
     },

@@ -1,0 +1,41 @@
+"""Every Triton kernel compiles for GPUs that are not here, without spilling, in the registers written down."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saerl_fast.kernels import triton_runtime
+
+ROOT = Path(__file__).parents[2]
+MOST_REGISTERS = {
+    "decode": 56,
+    "cluster_sums": 56,
+    "add_parts": 40,
+    "dots": 88,
+    "assign_sparse": 64,
+    "assign_dense": 168,
+    "assign_dense_bfloat16": 168,
+}
+"""A little above what triton 3.9 takes; 65,536 / threads is what a multiprocessor has."""
+
+
+def compiled(cache):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", "tests.kernels.compile_ahead"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.skipif(not triton_runtime.installed(), reason="triton is not installed")
+def test_kernels_compile_without_spills(tmp_path):
+    found = compiled(tmp_path)
+    assert {name.split("-")[0] for name in found} == set(MOST_REGISTERS)
+    for name, taken in found.items():
+        assert taken["stack"] == 0, (name, taken)
+        assert taken["registers"] <= MOST_REGISTERS[name.split("-")[0]], (name, taken)
+        assert taken["shared"] <= 99 * 1024, (name, taken)
