@@ -37,8 +37,8 @@ class Call:
     n_latents: int = 0
     width: int = 0
     """D"""
-    sparse: bool = True
-    """Rows come as codes, not as a dense array."""
+    sparse: bool | None = None
+    """Rows come as codes, not as a dense array; None where it is not known or does not matter."""
     threshold: float = 0.0
     """What nearly all theta of threshold_encode exceed; 0 where nothing is known of them."""
 
@@ -53,8 +53,8 @@ class Implementation:
     declines: Callable[[Call], str | None] = lambda _: None
     """The reason why another backend is faster for this call, or None; asked only where none was wished for."""
     marks_bad_rows: bool = False
-    """A row made from an index that names nothing, or beside a NaN in theta, comes out marked (as NaN, or in its count),
-    so that nothing need be read beforehand."""
+    """A row made from an index that names nothing, or beside a NaN in theta, comes out marked (as NaN, or in its
+    count), so that nothing need be read beforehand."""
 
 
 Table = Mapping[str, Mapping[str, Implementation]]

@@ -16,7 +16,7 @@ CASES = [
     for op in OPERATIONS.values()
     for sample in op.samples
     for backend in BACKENDS
-    if backend in TABLE[op.name] and not backend.startswith("cpu")
+    if backend in TABLE[op.name] and not backend.startswith("cpu") and backend not in sample.not_on
 ]
 
 
