@@ -18,6 +18,7 @@ from torch import nn
 from saerl_fast.errors import InputError
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
+from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import Reader, make_reader
 from saerl_fast.extract.settings import LongTexts, Pool, Reading, Settings, check_settings, job_fingerprint
@@ -64,6 +65,7 @@ def featurize(
     packing: Wish = "auto",
     each_shard: Callable[[SparseFeatures], object] | None = None,
     device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
     dtype: torch.dtype | None = None,
     on_nonfinite: Literal["raise", "mark"] = "raise",
     progress: bool = True,
@@ -99,6 +101,8 @@ def featurize(
         choice and its reason are in a line of log, the choice in the provenance (``layout``).
     each_shard: called with the rows of each shard as soon as they are there, in order; on a resumed run also with
         those read back. Streaming k-means: ``lambda rows: kmeans.partial_fit(rows.to_scipy()[rows.usable])``.
+    device, dtype: where a model given by path goes, and in what; default CUDA where there is one, in the checkpoint's
+        dtype, else the CPU in float32. device_map: over several devices, as transformers takes it (needs accelerate).
     on_nonfinite: what to do with a row that holds NaN or infinity: raise, or mark it and leave it empty.
 
     Returns SparseFeatures with S = len(texts) rows in the order of the texts.
@@ -114,7 +118,9 @@ def featurize(
         raise InputError(f"columns must have one entry per text: {len(rows)} texts, {len(columns)} columns")
     lines = None if columns is None else to_json_lines(columns)
     found = sae if isinstance(sae, SAE) else load_sae(sae)
-    reader = make_reader(model, found, tokenizer=tokenizer, layer=layer, hook=hook, device=device, dtype=dtype)
+    reader = make_reader(
+        model, found, tokenizer=tokenizer, layer=layer, hook=hook, device=device, dtype=dtype, device_map=device_map
+    )
     found = found.to(reader.device)
     settings = check_settings(
         reader,

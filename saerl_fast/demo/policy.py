@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from saerl_fast.demo.problems import Problem
-from saerl_fast.extract.reader import load_tokenizer
+from saerl_fast.extract.loading import load_tokenizer
 from saerl_fast.rl.verify import is_correct
 
 if TYPE_CHECKING:

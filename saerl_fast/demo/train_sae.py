@@ -22,7 +22,8 @@ from saerl_fast.demo.policy import NAME, POLICY
 from saerl_fast.demo.problems import generate
 from saerl_fast.errors import FormatError
 from saerl_fast.extract.hooks import block_output
-from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
+from saerl_fast.extract.loading import load_blocks, load_tokenizer
+from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.formats import load_sae
 from saerl_fast.train_sae import SAESanity, sanity, train_topk_sae

@@ -209,8 +209,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     Looked for in the text model alone, where a model has a vision tower beside it.
     """
     config = text_config(model.config)
-    text_model: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
-    lists = [(name, module) for name, module in text_model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [(name, module) for name, module in text_model(model).named_modules() if isinstance(module, nn.ModuleList)]
     blocks = [(name, module) for name, module in lists if len(module) == config.num_hidden_layers]
     if not blocks:
         raise ModelMismatchError(
@@ -218,6 +217,12 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
             f"{[(name, len(module)) for name, module in lists]}"
         )
     return min(blocks, key=lambda found: found[0].count("."))[1]
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """The text model inside a model with a head, or with a vision tower; the model itself where it is one."""
+    found: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    return found
 
 
 def text_config(config: Any) -> Any:

@@ -8,9 +8,9 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from torch import nn
 
 from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
 from saerl_fast.extract.capture import first_position
-from saerl_fast.extract.hooks import Hook, block_output, find_blocks, find_module, hook_width, parse_hook, text_config
+from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook, text_config, text_model
+from saerl_fast.extract.loading import DeviceMap, is_read, load_blocks, load_tokenizer
 from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
 
-GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Names of one class: what it does is all in tokenizer.json."""
-
 CENTRED_POINTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "embed")
 """What centred writing weights change: the stream and what is added to it."""
+
+UNREAD_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype", "num_hidden_layers", "n_layer")
+"""Settings of a config that change no activation, or are recorded by themselves."""
 
 _PROBE_ELEMENTS = 1024
 
@@ -60,13 +61,18 @@ class Reader:
         return pad if pad is not None else eos if eos is not None else 0
 
     def fingerprint(self) -> dict[str, str]:
-        """What changes the bits of the activations: configuration, weights, tokenizer."""
+        """What changes the bits of the activations: configuration, weights, where they are, tokenizer."""
+        read = [
+            (name, parameter)
+            for name, parameter in text_model(self.model).named_parameters()
+            if is_read(name, self.hook.layer)
+        ]
         return {
             "model": self.name,
-            "model_dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
-            "model_weights": _probe_weights(
-                self.model.get_input_embeddings(), *find_blocks(self.model)[: self.hook.layer + 1]
-            ),
+            "model_config": _hash_config(text_config(self.model.config), self.hook.layer),
+            "model_dtype": ",".join(sorted({str(parameter.dtype).removeprefix("torch.") for _, parameter in read})),
+            "model_weights": _probe_weights(read),
+            "device": ",".join(kind for kind, _ in groupby(parameter.device.type for _, parameter in read)),
             "tokenizer": _hash_tokenizer(self.tokenizer),
         }
 
@@ -80,6 +86,7 @@ def make_reader(
     hook: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Reader:
     """A reader for the SAE: from a model object, a folder, or a hub id.
 
@@ -94,12 +101,12 @@ def make_reader(
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise InputError("a model object needs tokenizer=...; only a path or an id brings its own")
-        if device is not None or dtype is not None:
-            raise InputError("device and dtype apply to a model given by path; move the model object yourself")
+        if device is not None or dtype is not None or device_map is not None:
+            raise InputError("device, dtype and device_map apply to a model given by path; move the object yourself")
         loaded, name = model, str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     else:
         name = os.fspath(model)
-        loaded = load_blocks(name, place.layer, device=device, dtype=dtype)
+        loaded = load_blocks(name, place.layer, device=device, dtype=dtype, device_map=device_map)
         tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
     reader = Reader(loaded, tokenizer, place, name)
     _check_fit(reader, sae)
@@ -119,78 +126,6 @@ def _choose_hook(sae: SAE, layer: int | None, hook: str | None) -> Hook:
     settings = sae.metadata.get("model_from_pretrained_kwargs") or {}
     centred = bool(settings.get("center_writing_weights")) and place.point in CENTRED_POINTS
     return replace(place, centred=centred)
-
-
-def load_blocks(
-    name: str, layer: int, *, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
-) -> nn.Module:
-    """A pretrained model without its head and without the blocks above ``layer``, in eval mode.
-
-    device: default CUDA where there is one. dtype: default the checkpoint's on CUDA, float32 on a CPU.
-    """
-    from transformers import AutoConfig, AutoModel
-
-    target = _device(device)
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: transformers cannot load a model from there: {error}") from error
-    inner = text_config(config)
-    if not 0 <= layer < inner.num_hidden_layers:
-        raise ModelMismatchError(f"layer {layer} is out of range: {name} has blocks 0 to {inner.num_hidden_layers - 1}")
-    inner.num_hidden_layers = layer + 1
-    if getattr(inner, "layer_types", None):
-        inner.layer_types = inner.layer_types[: layer + 1]
-    wanted = dtype if dtype is not None else ("auto" if target.type == "cuda" else torch.float32)
-    with _quiet_loading():
-        model = AutoModel.from_pretrained(name, config=config, dtype=wanted)
-    return model.to(target).eval()  # type: ignore[no-any-return]
-
-
-def _device(wanted: torch.device | str | None) -> torch.device:
-    if wanted is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise InputError(f"device {wanted!r} is not one torch knows: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {wanted!r} was asked for, but torch sees no CUDA device")
-    return device
-
-
-def load_tokenizer(name: str | os.PathLike[str], **settings: Any) -> Any:
-    """The tokenizer of a folder or hub id, as its own files describe it; ``settings`` as for AutoTokenizer.
-
-    AutoTokenizer of transformers 5 rebuilds the tokenizer of some model types (qwen2 is one) in the class of that
-    type, with that type's way of splitting, whatever tokenizer.json says. Files that declare the generic class mean
-    tokenizer.json, and are loaded by it.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    try:
-        declared = get_tokenizer_config(name).get("tokenizer_class")
-        kind = PreTrainedTokenizerFast if declared in GENERIC_TOKENIZERS else AutoTokenizer
-        return kind.from_pretrained(name, **settings)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: transformers cannot load a tokenizer from there: {error}") from error
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """transformers reports every tensor of the blocks we leave out as unexpected; that is what we asked for."""
-    from transformers.utils import logging as reporting
-
-    level, bar = reporting.get_verbosity(), reporting.is_progress_bar_enabled()
-    reporting.set_verbosity_error()
-    reporting.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reporting.set_verbosity(level)
-        if bar:
-            reporting.enable_progress_bar()
 
 
 def _check_fit(reader: Reader, sae: SAE) -> None:
@@ -233,10 +168,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _probe_weights(*modules: nn.Module) -> str:
+def _hash_config(config: Any, layer: int) -> str:
+    """SHA-256 over a text config less names and versions; the blocks above ``layer`` make no difference."""
+    settings = {name: found for name, found in config.to_dict().items() if name not in UNREAD_SETTINGS}
+    settings["layer_types"] = (settings.get("layer_types") or [])[: layer + 1]
+    settings["attention"] = getattr(config, "_attn_implementation", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _probe_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     """SHA-256 over names, shapes and an even sample of each parameter: cheap, and sees any training step."""
     digest = hashlib.sha256()
-    for name, parameter in (found for module in modules for found in module.named_parameters()):
+    for name, parameter in parameters:
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _PROBE_ELEMENTS)].float().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)}".encode())

@@ -124,7 +124,6 @@ def job_fingerprint(
         "padding_side": settings.padding_side,
         "layout": settings.layout.name,
         "on_nonfinite": settings.on_nonfinite,
-        "device": reader.device.type,
         "torch": torch.__version__,
         "saerl_fast": __version__,
         "texts": _hash_each(texts),

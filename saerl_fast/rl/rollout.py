@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError
-from saerl_fast.extract.reader import load_tokenizer
+from saerl_fast.extract.loading import load_tokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]]
 

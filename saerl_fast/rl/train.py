@@ -34,7 +34,7 @@ from saerl_fast.durable import (
     write_once,
 )
 from saerl_fast.errors import InputError
-from saerl_fast.extract.reader import load_tokenizer
+from saerl_fast.extract.loading import load_tokenizer
 from saerl_fast.rl.held_out import NAME as EVAL
 from saerl_fast.rl.held_out import answer_held_out, write_eval
 from saerl_fast.rl.label import Label

@@ -6,7 +6,7 @@ import pytest
 
 from saerl_fast.demo.vocabulary import build_tokenizer
 from saerl_fast.errors import InputError
-from saerl_fast.extract.reader import load_tokenizer
+from saerl_fast.extract.loading import load_tokenizer
 
 
 @pytest.fixture(scope="module")

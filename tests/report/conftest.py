@@ -80,7 +80,8 @@ def whole_run(tmp_path_factory):
         )  # fmt: skip
         train(config, progress=False)
     from saerl_fast.extract.hooks import block_output
-    from saerl_fast.extract.reader import Reader, load_blocks, load_tokenizer
+    from saerl_fast.extract.loading import load_blocks, load_tokenizer
+    from saerl_fast.extract.reader import Reader
     from saerl_fast.extract.stream import stream_activations
     from saerl_fast.train_sae import sanity
 
