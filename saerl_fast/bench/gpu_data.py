@@ -3,6 +3,7 @@ published shape with random weights."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,9 +79,13 @@ def operations_of(shape: str, blocks: int, lengths: Sequence[int] | Integers) ->
     return float(blocks * (products + attention))
 
 
+_encoder = functools.lru_cache(maxsize=1)(encoder)
+"""Rows of the suite that differ in k alone follow each other."""
+
+
 def centred_encoder(rows: int, width: int, latents: int, device: torch.device, dtype: torch.dtype) -> Encoder:
     """`data.encoder` with b_dec taken off beforehand: the encode and the product alone read the same tensors."""
-    made = encoder(rows, width, latents)
+    made = _encoder(rows, width, latents)
     x, w_enc, b_enc = (part.to(device, dtype) for part in (made.x - made.b_dec, made.w_enc, made.b_enc))
     return Encoder(x, w_enc, b_enc, torch.zeros(width, device=device, dtype=dtype))
 

@@ -42,9 +42,9 @@ _READ_TINY: dict[str, list[Any]] = {
 }
 _SAE: dict[str, list[Any]] = {"latents": [24576], "k": [64]}
 _SAE_TINY: dict[str, list[Any]] = {"latents": [96], "k": [8]}
-_FULL = grid(**_READ, texts=[4096], tokens_per_batch=[32768])
+_FULL = grid(**_READ, texts=[2048], tokens_per_batch=[32768])
 _QUICK = grid(**_READ, texts=[1024], tokens_per_batch=[32768])
-_FULL_SAE = grid(**_READ, texts=[4096], tokens_per_batch=[32768], **_SAE)
+_FULL_SAE = grid(**_READ, texts=[2048], tokens_per_batch=[32768], **_SAE)
 _LONG_SAE = grid(**_READ, texts=[16384], tokens_per_batch=[32768], **_SAE)
 _QUICK_SAE = grid(**_READ, texts=[1024], tokens_per_batch=[32768], **_SAE)
 
@@ -91,8 +91,11 @@ def run_gpu_suite(
     only: Iterable[str] = (),
     threads: int | None = None,
     report: Callable[[dict[str, Any]], None] = lambda result: None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """Run the rows named in `only` (all without it) and return what `suite.run_suite` does, with "suite": "gpu".
+
+    `report` is called with each result, `keep` with all there are so far, so that a run that is ended early has some.
 
     Times are those of the device. Where they are not a matter of a ratio: `tflops`, `fraction_of_peak` (of
     PEAK_TFLOPS) and `product_tflops`, what one large product reached in the same run.
@@ -113,6 +116,7 @@ def run_gpu_suite(
             result = run_gpu_row(name, shape, EFFORT[size], device)
             found["results"].append(result)
             report(result)
+            keep(found)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     about["load_at_end"] = load()

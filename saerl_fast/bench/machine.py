@@ -41,9 +41,12 @@ def load() -> float | None:
 
 
 def commit() -> str | None:
-    """The commit of the clone that the package runs from, "+ changes" where it has any; None if it is no clone."""
+    """The commit of the clone that the package runs from, "+ changes" where it has any.
+
+    Where it runs from elsewhere: SAERL_COMMIT, which whoever has put it there may set, or None.
+    """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
+        return os.environ.get("SAERL_COMMIT")
     changed = _git("status", "--porcelain", "--", ".", "../csrc", "../setup.py")
     head = _git("rev-parse", "HEAD")
     return f"{head} + changes" if changed else head

@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.suite == "gpu" and args.features:
         raise InputError("--features goes with --suite cpu: the GPU suite makes its own rows")
     found = run_suite_of(args)
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write(args.json, found)
     about = found["machine"]
     device = f"{about['gpu']}; " if args.suite == "gpu" else ""
     print(f"{device}{about['cpu']}, {about['threads']} threads, {about['isa']}; load {about['load_at_start']}, then "
@@ -53,13 +52,22 @@ def run_suite_of(args: argparse.Namespace) -> dict[str, Any]:
     def report(result: dict[str, Any]) -> None:
         print(line_of(result), flush=True)
 
+    def keep(found: dict[str, Any]) -> None:
+        write(args.json, found)
+
     if args.suite == "gpu":
         from saerl_fast.bench.gpu_suite import run_gpu_suite
 
-        return run_gpu_suite(size, only=only, threads=args.threads, report=report)
+        return run_gpu_suite(size, only=only, threads=args.threads, report=report, keep=keep)
     from saerl_fast.bench.suite import run_suite
 
     return run_suite(size, only=only, threads=args.threads, features=args.features, report=report)
+
+
+def write(file: str | None, found: dict[str, Any]) -> None:
+    """The results so far, where a file is wanted."""
+    if file:
+        Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def line_of(result: dict[str, Any]) -> str:
