@@ -45,5 +45,6 @@ void bind_screens(py::module_& module);
 
 // The CUDA kernels, where they are built: cuda_bindings.cpp.
 void bind_cuda(py::module_& module);
+void bind_cuda_rows(py::module_& module);
 
 }  // namespace saerl

@@ -105,6 +105,7 @@ void bind_cuda(py::module_& module) {
     module.def("fold_bias_cuda", &fold_bias_cuda, release(), py::arg("w"), py::arg("latents"),
                py::arg("width"), py::arg("row_stride"), py::arg("column_stride"), py::arg("bfloat16"),
                py::arg("b_enc"), py::arg("b_dec"), py::arg("folded"), py::arg("device"), py::arg("stream"));
+    bind_cuda_rows(module);
     module.attr("cuda") = true;
     module.attr("cuda_max_k") = SAERL_TOPK_SELECT_MAX_K;
     module.attr("cuda_max_groups") = SAERL_TOPK_SELECT_MAX_GROUPS;

@@ -298,13 +298,13 @@ def _labels(n_rows: int) -> Tensor:
 
 
 UPDATE_SAMPLES = (
-    Sample("dense", lambda: {"rows": grid(30, 20), "labels": _labels(30), "n_clusters": 5}),
+    Sample("dense", lambda: {"rows": grid(30, 20), "labels": _labels(30), "n_clusters": 5}, ("cuda",)),
     Sample(
         "csr", lambda: {"rows": csr_rows(30, 20), "labels": _labels(30), "n_clusters": 5, "n_latents": 20}, ("triton",)
     ),
-    Sample("int64", lambda: {"rows": grid(30, 20), "labels": _labels(30).long(), "n_clusters": 4}),
-    Sample("bfloat16", lambda: {"rows": grid(30, 20).bfloat16(), "labels": _labels(30), "n_clusters": 5}),
-    Sample("no_rows", lambda: {"rows": grid(0, 20), "labels": _labels(0), "n_clusters": 5}),
+    Sample("int64", lambda: {"rows": grid(30, 20), "labels": _labels(30).long(), "n_clusters": 4}, ("cuda",)),
+    Sample("bfloat16", lambda: {"rows": grid(30, 20).bfloat16(), "labels": _labels(30), "n_clusters": 5}, ("cuda",)),
+    Sample("no_rows", lambda: {"rows": grid(0, 20), "labels": _labels(0), "n_clusters": 5}, ("cuda",)),
 )
 
 UPDATE_MISTAKES = (

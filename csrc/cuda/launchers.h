@@ -77,6 +77,43 @@ int saerl_fold_bias(const uint16_t* w,  // IN  [latents, width] bfloat16 or floa
                     float* folded,       // OUT [latents]
                     int device, void* stream);
 
+#define SAERL_POOL_SUM 0
+#define SAERL_POOL_MEAN 1
+#define SAERL_POOL_MAX 2
+#define SAERL_POOL_COUNT 3
+
+// The tokens of each segment pooled, as sparse rows with room between them: row s has counts[s] entries from
+// starts[s] on, columns ascending and zeros left out. counts[s] is -1 where the segment holds a column that is none
+// of 0..latents-1, or where its offsets cannot be.
+int saerl_segment_pool(const int64_t* firsts,  // IN  [segments] its tokens are firsts[s] .. lasts[s]
+                       const int64_t* lasts, int64_t segments,
+                       const int64_t* begins,  // IN  [tokens] entries of a token; null: `kept` entries each
+                       const int64_t* stops, int64_t tokens, int64_t kept,
+                       const int32_t* columns,  // IN  [entries], distinct within a token
+                       const float* values,     // IN  [entries]
+                       int64_t entries, int64_t latents, int pooling,
+                       const int64_t* starts,  // IN  [segments + 1]
+                       int64_t places,         // of the result
+                       int64_t shared_bytes,   // what a block may take
+                       int64_t* counts,        // OUT [segments]
+                       int32_t* out_columns,   // OUT [places]
+                       float* out_values,      // OUT [places]
+                       int device, void* stream);
+
+// The sum of the sparse rows of each cluster. The rows come in `order`, by cluster, cut into pieces: begins, ends,
+// targets [pieces] and first_parts, counts [clusters], as in saerl_fast/kernels/pieces.py.
+int saerl_cluster_sums(const int64_t* indptr,   // IN  [rows + 1]
+                       const int32_t* columns,  // IN  [entries], distinct within a row
+                       const float* values,     // IN  [entries]
+                       int64_t rows, int64_t entries, int64_t latents, const int64_t* begins,
+                       const int64_t* ends, const int64_t* targets, int64_t pieces,
+                       const int64_t* order,  // IN  [rows]
+                       const int64_t* first_parts, const int64_t* counts, int64_t clusters,
+                       int64_t shared_bytes,  // what a block may take
+                       float* parts,          //     [parts, latents] room
+                       float* sums,           // OUT [clusters, latents]
+                       int device, void* stream);
+
 // The text of an error code.
 const char* saerl_cuda_error(int code);
 

@@ -80,8 +80,11 @@ def segment_pool(
     Raises ShapeError, DtypeError, InputError (offsets that fall or do not end at the number of tokens,
     an index outside 0..n_latents-1, an unknown mode), BackendUnavailable.
     """
-    _check_pool("segment_pool", codes, offsets, n_latents, mode)
+    check.sparse_shapes("segment_pool", "codes", codes)
+    check.tensor("segment_pool", "offsets", offsets, "[S + 1]", (torch.int64,))
     check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
+    offsets = offsets.cpu()
+    _check_pool("segment_pool", codes, offsets, n_latents, mode)
     pooled = _pool("segment_pool", codes, offsets, n_latents, mode, backend)
     return pooled if isinstance(pooled, CsrRows) else pooled.to_csr()
 
@@ -104,11 +107,7 @@ def segment_pool_spaced(
     """
     check.on_cpu("segment_pool_spaced", "offsets", offsets)
     _check_pool("segment_pool_spaced", codes, offsets, n_latents, mode)
-    if codes.indices.device.type == "cuda":
-        # from pinned memory the copy is queued behind the work that is under way, and nobody waits
-        offsets = offsets.pin_memory()
-    on_device = offsets.to(codes.indices.device, non_blocking=True)
-    pooled = _pool("segment_pool_spaced", codes, on_device, n_latents, mode, backend)
+    pooled = _pool("segment_pool_spaced", codes, offsets, n_latents, mode, backend)
     return SpacedRows.of(pooled) if isinstance(pooled, CsrRows) else pooled
 
 
@@ -127,10 +126,13 @@ def _check_pool(op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents:
 def _pool(
     op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: PoolMode, backend: str | None
 ) -> CsrRows | SpacedRows:
-    call = Call(offsets.device.type, codes.values.dtype == torch.float64, n_latents=n_latents)
+    """offsets on the CPU."""
+    device = codes.indices.device
+    call = Call(device.type, codes.values.dtype == torch.float64, n_latents=n_latents)
     name = choose(TABLE, "segment_pool", call, backend)
     body = TABLE["segment_pool"][name]
     if not body.marks_bad_rows:
+        offsets = offsets.to(device)
         check.sparse_form(op, "codes", codes)
         # a pass over all indices takes a sixth of the time of the compiled pooling, which sees each of them anyhow
         if name != "cpu" or not pool_cpu.checks_indices(codes.indices, mode):

@@ -10,8 +10,10 @@ from saerl_fast.kernels import (
     decode_cpu,
     int8_product,
     kmeans_cpu,
+    kmeans_cuda,
     native,
     pool_cpu,
+    pool_cuda,
     scores_cuda,
     sparse_cpu,
     threshold_cpu,
@@ -62,7 +64,7 @@ def _cpu_pool_refuses(call: Call) -> str | None:
     return _cpu_refuses(call)
 
 
-def _cuda_encode_refuses(call: Call) -> str | None:
+def _cuda_refuses(call: Call) -> str | None:
     if reason := scores_cuda.missing():
         return reason
     if call.device != "cuda":
@@ -71,7 +73,7 @@ def _cuda_encode_refuses(call: Call) -> str | None:
 
 
 def _cuda_topk_refuses(call: Call) -> str | None:
-    if reason := _cuda_encode_refuses(call):
+    if reason := _cuda_refuses(call):
         return reason
     limit = topk_cuda.max_k()
     return f"keeps at most {limit} latents per row, not k={call.k}" if call.k > limit else None
@@ -92,6 +94,10 @@ def _triton_refuses(call: Call) -> str | None:
     return "float64 inputs need the reference" if call.float64 else None
 
 
+def _cuda_update_refuses(call: Call) -> str | None:
+    return "adds up sparse rows only" if call.sparse is False else _cuda_refuses(call)
+
+
 def _triton_update_refuses(call: Call) -> str | None:
     return "adds up dense rows only" if call.sparse else _triton_refuses(call)
 
@@ -104,7 +110,7 @@ TABLE: Table = {
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {
-        "cuda": Implementation(threshold_cuda.encode, _cuda_encode_refuses, marks_bad_rows=True),
+        "cuda": Implementation(threshold_cuda.encode, _cuda_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),
@@ -120,6 +126,7 @@ TABLE: Table = {
         "reference": Implementation(reference.project, _never),
     },
     "segment_pool": {
+        "cuda": Implementation(pool_cuda.segment_pool, _cuda_refuses, marks_bad_rows=True),
         "cpu": Implementation(pool_cpu.segment_pool, _cpu_pool_refuses),
         "reference": Implementation(reference.segment_pool, _never),
     },
@@ -129,6 +136,7 @@ TABLE: Table = {
         "reference": Implementation(reference.kmeans_assign, _never),
     },
     "kmeans_update": {
+        "cuda": Implementation(kmeans_cuda.update, _cuda_update_refuses),
         "triton": Implementation(_triton("kmeans_triton", "update"), _triton_update_refuses),
         "cpu": Implementation(kmeans_cpu.update, _cpu_refuses),
         "reference": Implementation(reference.kmeans_update, _never),
