@@ -21,6 +21,7 @@ from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_jso
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import Reader, make_reader
+from saerl_fast.extract.sanity import report_sanity
 from saerl_fast.extract.settings import LongTexts, Pool, Reading, Settings, check_settings, job_fingerprint
 from saerl_fast.extract.shard import featurize_shard
 from saerl_fast.extract.store import Job, StoreWriter, read_shard
@@ -172,13 +173,16 @@ def _run(
             chosen = [texts[row] for row in span]
             return featurize_shard(chosen, [ids[row] for row in span], reader, sae, settings, job, bar.update)
 
+        first = [texts[row] for row in job.span(0)] if job.shards else []
         if out is None:
+            report_sanity(first, reader, sae, settings, None)
             for shard in range(job.shards):
                 keep(compute(shard)[0])
         else:
             with StoreWriter(out, job) as store:
                 if columns is not None:
                     store.write_columns(columns)
+                report_sanity(first, reader, sae, settings, store.folder)
                 for shard in range(job.shards):
                     if store.has(shard):
                         keep(read_shard(store.folder, job, shard))

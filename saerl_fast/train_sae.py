@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,19 +11,9 @@ from torch import Tensor
 
 from saerl_fast.errors import MissingDependency
 from saerl_fast.formats import load_sae
-from saerl_fast.sae import SAE
+from saerl_fast.sae import SAE, SAESanity, sanity
 
-
-@dataclass(frozen=True)
-class SAESanity:
-    """What an SAE does to rows it was not trained on."""
-
-    explained_variance: float
-    """1 - sum |x - x^|^2 / sum |x - mean|^2, over all rows and channels"""
-    l0: float
-    """mean number of active latents per row"""
-    dead_share: float
-    """share of latents that no row activates"""
+__all__ = ["SAESanity", "sanity", "train_topk_sae"]
 
 
 def train_topk_sae(
@@ -72,18 +61,3 @@ def train_topk_sae(
         setattr(trained.cfg.metadata, key, value)
     trained.save_inference_model(os.fspath(out))
     return load_sae(out)
-
-
-def sanity(sae: SAE, rows: Tensor) -> SAESanity:
-    """Explained variance, mean L0 and dead share on held-out rows [N, D]."""
-    rows = sae.prepare(rows)
-    codes = sae.encode(rows)
-    missed = (rows - sae.decode(codes)).double().square().sum()
-    spread = (rows - rows.mean(dim=0)).double().square().sum()
-    active = codes.indices[codes.values > 0].long()
-    fired = torch.bincount(active, minlength=sae.d_sae).count_nonzero()
-    return SAESanity(
-        explained_variance=float(1 - missed / spread),
-        l0=active.numel() / len(rows),
-        dead_share=1 - int(fired) / sae.d_sae,
-    )

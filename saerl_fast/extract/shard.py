@@ -51,7 +51,7 @@ def featurize_shard(
     advance: Any,
 ) -> tuple[SparseFeatures, list[tuple[int, int]]]:
     """One shard from texts to rows in their own order; the device is waited for once, at the end."""
-    tokens, owner = _read_tokens(texts, reader, settings)
+    tokens, owner = read_tokens(texts, reader, settings)
     heads = np.diff(owner, prepend=-1)
     gathered = _Gathered()
     advance(sum(len(text) == 0 for text in tokens))
@@ -70,7 +70,7 @@ def featurize_shard(
     return _treat_nonfinite(features, settings), gathered.batches
 
 
-def _read_tokens(
+def read_tokens(
     texts: Sequence[Text], reader: Reader, settings: Settings
 ) -> tuple[list[TokenizedText], NDArray[np.int64]]:
     """What goes through the model, and the text that each piece belongs to: texts, or the windows of long ones."""

@@ -9,13 +9,15 @@ from pathlib import Path
 from saerl_fast.curriculum.files import JSON_NAME as PLAN
 from saerl_fast.durable import read_object
 from saerl_fast.errors import FormatError
+from saerl_fast.extract.sanity import SANITY
 from saerl_fast.extract.store import MANIFEST
 
 logger = logging.getLogger(__name__)
 
 DEPTH = 2
 RUN, EVALUATION, SAE, DEMO = "run.json", "evaluation.json", "sae.json", "demo.json"
-"""Files that tell a GRPO run, the scores of `saerl evaluate`, the sanity of an SAE, the settings of the demo."""
+"""Files that tell a GRPO run, the scores of `saerl evaluate`, the sanity of an SAE, the settings of the demo.
+Without sae.json, the sanity that featurize has left beside its features is shown."""
 INNER = frozenset({"shards", "chunks", "eval", "model"})
 """Folders that belong to a piece and hold none themselves; so do checkpoint-N and hidden ones."""
 
@@ -28,6 +30,7 @@ class Pieces:
     labels: Path | None = None
     evaluation: Path | None = None
     sae: Path | None = None
+    sanity: Path | None = None
     demo: Path | None = None
     plans: list[Path] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
@@ -63,7 +66,7 @@ def _visit(folder: Path, depth: int, pieces: Pieces) -> None:
             _take_one(pieces, "features", folder)
         elif "chunks" in manifest:
             _take_one(pieces, "labels", folder)
-    for kind, name in (("evaluation", EVALUATION), ("sae", SAE), ("demo", DEMO)):
+    for kind, name in (("evaluation", EVALUATION), ("sae", SAE), ("sanity", SANITY), ("demo", DEMO)):
         if (folder / name).is_file():
             _take_one(pieces, kind, folder / name)
     if (folder / PLAN).is_file():

@@ -119,7 +119,7 @@ def read_run(
         features=None if pieces.features is None else _read_features(pieces.features, folder, data, named),
         labels=None if pieces.labels is None else _read_labels(pieces.labels),
         evaluation=None if pieces.evaluation is None else read_evaluation(pieces.evaluation),
-        sae=None if pieces.sae is None else read_sanity(pieces.sae),
+        sae=read_sanity(judged) if (judged := pieces.sae or pieces.sanity) else None,
         demo=None if pieces.demo is None else read_object(pieces.demo),
         plans=[_read_plan(path, folder) for path in pieces.plans],
         trainings=[_read_training(path, folder) for path in pieces.runs],
@@ -217,10 +217,16 @@ def _require_bins(lists: Any, where: str) -> None:
 
 
 def read_sanity(path: Path) -> dict[str, Any]:
-    """sae.json: explained_variance, l0 and dead_share, and where known k, d_sae and rows. Raises FormatError."""
+    """sae.json or sanity.json: l0, dead_share, and where known explained_variance and more. Raises FormatError."""
     found = read_object(path)
-    require(found, path, {"explained_variance": NUMBER, "l0": NUMBER, "dead_share": NUMBER})
-    require(found, path, {"k": WHOLE, "d_sae": WHOLE, "rows": WHOLE}, optional=True)
+    require(found, path, {"l0": NUMBER, "dead_share": NUMBER})
+    known = dict.fromkeys(("k", "d_sae", "rows", "outliers"), WHOLE)
+    known |= dict.fromkeys(("explained_variance", "promised_l0", "norm", "norm_ratio"), NUMBER)
+    require(found, path, known, optional=True)
+    found = {**dict.fromkeys(known), "warnings": [], **found}
+    doubts = found["warnings"]
+    if not isinstance(doubts, list) or not all(isinstance(doubt, str) for doubt in doubts):
+        raise FormatError(f"{path}: wanted warnings as a list of sentences; make the file again")
     return found
 
 

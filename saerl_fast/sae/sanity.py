@@ -42,7 +42,9 @@ def sanity(sae: SAE, rows: Tensor) -> SAESanity:
     if not len(rows):
         raise InputError("sanity needs at least one row of activations; got none")
     lengths = torch.linalg.vector_norm(rows.float(), dim=1)
-    usual = lengths <= OUTLIER_NORM * lengths.median()
+    usual = lengths <= OUTLIER_NORM * lengths.nanmedian()
+    if not bool(usual.any()):
+        raise InputError("sanity needs rows of finite activations; all hold NaN or infinity")
     rows, lengths = rows[usual], lengths[usual]
     codes = sae.encode(rows)
     active = codes.indices[codes.values != 0].long()
@@ -56,7 +58,7 @@ def sanity(sae: SAE, rows: Tensor) -> SAESanity:
         ratio = float(torch.linalg.vector_norm(decoded.float(), dim=1).mean() / lengths.mean())
     return SAESanity(
         explained_variance=explained,
-        l0=active.numel() / max(1, len(rows)),
+        l0=active.numel() / len(rows),
         dead_share=1 - int(fired) / sae.d_sae,
         norm=float(lengths.mean()),
         norm_ratio=ratio,
