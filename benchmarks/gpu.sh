@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh --out DIR [--slice NAME] [--quick] [--dry-run]
 #
 # --slice    build | tests | sanitize | encode | kmeans | forward; without it all, one after the other. A slice ends
-#            within 8 minutes; each first builds what is not built yet (in build/gpu).
+#            within 8 minutes; each first builds what is not built yet (in build/gpu, or SAERL_GPU_PLACE).
 # --quick    smaller shapes and fewer rounds
 # --dry-run  on a machine without a GPU: nothing is compiled, tests are collected only, shapes are tiny
 #
@@ -32,7 +32,7 @@ case "$slice" in all | build | tests | sanitize | encode | kmeans | forward) ;; 
 mkdir -p "$out" && out="$(cd "$out" && pwd)"
 root="$(cd "$(dirname "$0")/.." && pwd)"
 python="${PYTHON:-python3}"
-place="$root/build/gpu${dry:+-dry}"
+place="${SAERL_GPU_PLACE:-$root/build/gpu${dry:+-dry}}"
 summary="$out/summary.txt"
 failed=0
 LONGEST=475

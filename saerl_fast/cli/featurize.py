@@ -34,7 +34,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--long-texts", default="truncate", choices=["truncate", "window", "error"], help="what becomes of longer texts"
     )
     parser.add_argument("--window-stride", type=int, metavar="N", help="tokens from one window to the next")
-    parser.add_argument("--tokens-per-batch", type=int, help="padded tokens of one forward pass")
+    parser.add_argument("--tokens-per-batch", type=int, help="tokens of one forward pass, padding included")
+    parser.add_argument(
+        "--packing", default="auto", choices=["auto", "on", "off"], help="lay texts end to end instead of padding them"
+    )
     parser.add_argument("--shard-rows", type=int, default=1024, help="rows per shard (default 1024)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     parser.add_argument("--on-nonfinite", default="raise", choices=["raise", "mark"])
@@ -75,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         long_texts=args.long_texts,
         window_stride=args.window_stride,
         tokens_per_batch=args.tokens_per_batch,
+        packing=args.packing,
         shard_rows=args.shard_rows,
         device=args.device,
         on_nonfinite=args.on_nonfinite,

@@ -88,7 +88,7 @@ def choose(
     if wish == "off":
         return None, "packing='off'"
     if wish == "auto" and device == "cpu":
-        return None, "on a CPU texts sorted by length waste little on padding, and attend in one call"
+        return None, "on a CPU texts are sorted by length, and little is padded; packing='on' helps small shards"
     passed: list[str] = []
     for kernel, reason in missing.items():
         if wish == "auto" and kernel == "text_by_text":
