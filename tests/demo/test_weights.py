@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from saerl_fast.demo.policy import NAME, POLICY, SAE_FOLDER, answer, load_policy
 from saerl_fast.demo.problems import generate
 from saerl_fast.demo.train_sae import CONTEXT, D_SAE, LAYER, K
+from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import make_reader
 from saerl_fast.extract.stream import stream_activations
 from saerl_fast.formats import load_sae
@@ -66,7 +67,7 @@ def test_the_sae_fits_the_policy() -> None:
     sae = load_sae(SAE_FOLDER)
     assert (sae.d_sae, sae.k, sae.model_name) == (D_SAE, K, NAME)
     reader = make_reader(POLICY, sae, device="cpu")
-    assert reader.layer == LAYER
+    assert reader.hook == block_output(LAYER)
     texts = [problem.text for problem in generate(300, split="held_out", seed=5)]
     rows = next(stream_activations(texts, reader, batch_rows=8192, buffer_rows=16_384, max_length=CONTEXT))
     found = sanity(sae, rows)
