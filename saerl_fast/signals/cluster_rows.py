@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from saerl_fast.kernels.precision import full_float32
 from saerl_fast.ops import CsrRows, kmeans_assign, kmeans_update, project
 from saerl_fast.ops.reference import Metric
 from saerl_fast.signals.scaling import transform_values
@@ -41,25 +42,26 @@ class ClusterRows:
 
     def assign(self, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Labels [S] and distances [S] (squared, or 1 - cosine) to the nearest centroid."""
-        labels, score = kmeans_assign(self.tensor, torch.from_numpy(centroids), metric=self.metric)
-        return labels.numpy(), score.numpy()
+        labels, score = kmeans_assign(self.tensor, self._beside(centroids), metric=self.metric)
+        return labels.cpu().numpy(), score.cpu().numpy()
 
     def sums(self, labels: NDArray[np.int32], n_clusters: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Per cluster, the sum of its rows [K, M] and their number [K]."""
-        sums, counts = kmeans_update(self.tensor, torch.from_numpy(labels), n_clusters, n_latents=self.shape[1])
-        return sums.numpy().astype(np.float64), counts.numpy()
+        sums, counts = kmeans_update(self.tensor, self._beside(labels), n_clusters, n_latents=self.shape[1])
+        return sums.cpu().numpy().astype(np.float64), counts.cpu().numpy()
 
     def distances(self, centroids: NDArray[np.float32]) -> NDArray[np.float32]:
         """Distances [S, C] to every one of a few centroids, as in `assign`, and exactly 0 where rounding rules."""
         if len(self) == 0:
             return np.zeros((0, len(centroids)), dtype=np.float32)
-        points = torch.from_numpy(np.ascontiguousarray(centroids))
+        points = self._beside(np.ascontiguousarray(centroids))
         if isinstance(self.tensor, Tensor):
-            products = points @ self.tensor.T
+            with full_float32():
+                products = points @ self.tensor.T
         else:
             products = project(self.tensor, points.T.contiguous()).T
         # a row per centroid: long runs are what numpy is quick at
-        far: NDArray[np.float32] = np.ascontiguousarray(products.numpy())
+        far: NDArray[np.float32] = np.ascontiguousarray(products.cpu().numpy())
         # what overflows becomes infinite or NaN, and is refused once rows are assigned
         with np.errstate(over="ignore", invalid="ignore"):
             if self.metric == "cosine":
@@ -76,7 +78,7 @@ class ClusterRows:
 
     def take(self, rows: NDArray[np.int64]) -> ClusterRows:
         """Some of the rows, in the order given."""
-        chosen = torch.from_numpy(rows)
+        chosen = self._beside(rows)
         shape, squares = (len(rows), self.shape[1]), self.square_norms[rows]
         if isinstance(self.tensor, Tensor):
             return ClusterRows(self.tensor[chosen], shape, squares, self.metric)
@@ -84,18 +86,25 @@ class ClusterRows:
         lengths = indptr.diff()[chosen]
         starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         # entry e of the result lies at e - (its row's start there) + (its row's start here)
-        entries = torch.arange(int(starts[-1])) + (indptr[chosen] - starts[:-1]).repeat_interleave(lengths)
+        entries = torch.arange(int(starts[-1]), device=starts.device) + (
+            indptr[chosen] - starts[:-1]
+        ).repeat_interleave(lengths)
         return ClusterRows(CsrRows(starts, indices[entries], values[entries]), shape, squares, self.metric)
 
     def pick(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """A few rows as a dense array."""
         if isinstance(self.tensor, Tensor):
-            return self.tensor[torch.from_numpy(rows)].numpy()
+            return self.tensor[self._beside(rows)].cpu().numpy()
         dense = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
         for place, row in enumerate(rows.tolist()):
             span = slice(int(self.tensor.indptr[row]), int(self.tensor.indptr[row + 1]))
-            dense[place, self.tensor.indices[span].numpy()] = self.tensor.values[span].numpy()
+            dense[place, self.tensor.indices[span].cpu().numpy()] = self.tensor.values[span].cpu().numpy()
         return dense
+
+    def _beside(self, array: NDArray[Any]) -> Tensor:
+        """The array as a tensor where the rows are."""
+        rows = self.tensor if isinstance(self.tensor, Tensor) else self.tensor.values
+        return torch.from_numpy(array).to(rows.device)
 
 
 def cluster_rows(checked: sparse.csr_array | NDArray[np.float32], metric: Metric, value_transform: str) -> ClusterRows:

@@ -17,6 +17,7 @@ from saerl_fast.signals.lloyd import Clustering, as_centroids, is_empty, lloyd
 from saerl_fast.signals.probe import seed_from
 from saerl_fast.signals.scaling import check_value_transform
 from saerl_fast.signals.seeding import draw, seed_centroids
+from saerl_fast.signals.tensor_rows import in_tensors, tensor_rows
 
 WINDOW = 50
 """Rows per cluster between two looks for clusters that have grown small (partial_fit)."""
@@ -39,8 +40,11 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
     each stands for), labels_ int32 [S] (of the last call's rows), inertia_, inertia_history_, n_iter_,
     n_batches_, n_features_in_.
 
-    A row of data is never densified as a whole: sparse rows go to `saerl_fast.ops` as they are. Under the
-    euclidean metric distances far below the squared norms of the rows drown in float32; centre such data.
+    Rows on a GPU stay there: X may be a torch tensor [S, M], dense on a device or in torch's CSR layout
+    (torch.sparse_csr_tensor) anywhere, and every pass over it runs on that device. Labels, distances and
+    centroids are numpy arrays all the same. A row of data is never densified as a whole: sparse rows go to
+    `saerl_fast.ops` as they are. Under the euclidean metric distances far below the squared norms of the rows
+    drown in float32; centre such data.
     """
 
     cluster_centers_: NDArray[np.float32]
@@ -148,6 +152,8 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
 
     def _rows(self, X: Any, *, reset: bool) -> ClusterRows:
         metric: Metric = "cosine" if self.metric == "cosine" else "euclidean"
+        if in_tensors(X):
+            return tensor_rows(self, X, metric, self.value_transform, reset=reset)
         return cluster_rows(checked_rows(self, X, reset=reset), metric, self.value_transform)
 
     def _known_rows(self, X: Any) -> ClusterRows:
