@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from saerl_fast.report.read import Features, Plan, Run
-from saerl_fast.report.wording import shortened
+from saerl_fast.report.wording import without_middle
 from saerl_fast.rl.label import difficulty_column
 
 MOST_CLUSTERS, AT_ONCE, FEATURES, EXAMPLES, MOST_TOPICS = 64, 8, 5, 2, 12
@@ -124,7 +124,7 @@ def _example(place: int, features: Features, plan: Plan) -> dict[str, Any]:
     predicted = plan.plan.difficulty
     return {
         "id": str(features.rows.ids[place]),
-        "text": None if features.texts is None else shortened(features.texts[place]),
+        "text": None if features.texts is None else without_middle(features.texts[place]),
         "topic": None if features.topic is None else features.topic[place],
         "level": None if features.level is None else float(features.level[place]),
         "predicted": None if predicted is None else float(predicted[place]),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from saerl_fast.curriculum.filtering import LOW_QUALITY
 from saerl_fast.report.drawing import INK, SERIES, Picture, horizontal_grid, picture
 from saerl_fast.report.read import Features, Plan, Run
-from saerl_fast.report.wording import figure, percent, shortened, whole
+from saerl_fast.report.wording import figure, percent, whole, without_middle
 from saerl_fast.signals.held_out import area_under_curve
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _lowest(features: Features, plan: Plan, read: NDArray[np.bool_]) -> list[dic
     return [
         {
             "id": str(features.rows.ids[row]),
-            "text": shortened(features.texts[row], 160),
+            "text": without_middle(features.texts[row]),
             "quality": float(quality[row]),
             "dropped": bool(dropped[row]),
             "faulty": None if features.defect is None else bool(features.defect[row]),

@@ -27,7 +27,8 @@ PART = 10
 
 
 def training_view(run: Run, level: str | None = None) -> dict[str, Any] | None:
-    """level: the held-out column to draw accuracy by; without it the first whose values are numbers."""
+    """level: the held-out column to draw accuracy by; without it the first whose values are numbers. Every other column
+    of eval.json has a table."""
     runs = run.trainings
     if not runs:
         return None
@@ -39,7 +40,7 @@ def training_view(run: Run, level: str | None = None) -> dict[str, Any] | None:
         "flat": curves_picture(runs, "frac_reward_zero_std", "share of prompts") if drawn else None,
         "window": {found.name: window_of(len(_curve(found, "reward")[0])) for found in drawn},
         "accuracy": accuracy_picture(runs),
-        "by": by_column(runs, level),
+        "by": by_columns(runs, level),
         "comparisons": comparisons(runs),
         "caution": caution(runs, steps),
     }
@@ -148,14 +149,17 @@ def accuracy_picture(runs: Sequence[Training]) -> Picture | None:
     return half_picture(draw, f"Held-out accuracy with one standard error: {'; '.join(said)}.", 230)
 
 
-def by_column(runs: Sequence[Training], level: str | None) -> dict[str, Any] | None:
-    """Accuracy after training by the values of one column: a table, and a picture where the values are numbers."""
+def by_columns(runs: Sequence[Training], level: str | None) -> list[dict[str, Any]]:
+    """Accuracy after training by the values of each column, the drawn one first: tables, and a picture of that one."""
     known = [(number, found) for number, found in enumerate(runs) if found.eval is not None]
-    columns = [name for _, found in known for name in (found.eval or {})["before"].get("by") or {}]
-    if not columns:
-        return None
-    numeric = [name for name in dict.fromkeys(columns) if all(_is_number(value) for value in _values(known, name))]
-    column = level if level is not None and level in columns else next(iter([*numeric, *columns]))
+    columns = list(dict.fromkeys(name for _, found in known for name in (found.eval or {})["before"].get("by") or {}))
+    numeric = [name for name in columns if all(_is_number(value) for value in _values(known, name))]
+    first = level if level in columns else next(iter([*numeric, *columns]), None)
+    columns.sort(key=lambda name: name != first)
+    return [_by_column(known, column, drawn=column == first and column in numeric) for column in columns]
+
+
+def _by_column(known: Sequence[tuple[int, Training]], column: str, *, drawn: bool) -> dict[str, Any]:
     values = _values(known, column)
     rows: list[dict[str, Any]] = [
         {
@@ -165,10 +169,10 @@ def by_column(runs: Sequence[Training], level: str | None) -> dict[str, Any] | N
         }
         for value in values[:MOST_VALUES]
     ]
-    drawn = _by_picture(known, column, values) if column in numeric and 1 < len(values) <= MOST_DRAWN else None
+    drawing = _by_picture(known, column, values) if drawn and 1 < len(values) <= MOST_DRAWN else None
     heads = [{"name": found.name, "number": number % len(SERIES) + 1} for number, found in known]
     more = max(0, len(values) - MOST_VALUES)
-    return {"column": column, "heads": heads, "rows": rows, "more": more, "picture": drawn}
+    return {"column": column, "heads": heads, "rows": rows, "more": more, "picture": drawing}
 
 
 def _values(known: Sequence[tuple[int, Training]], column: str) -> list[str]:

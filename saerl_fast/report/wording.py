@@ -56,6 +56,18 @@ def shortened(text: str, longest: int = 240) -> str:
     return (head.rsplit(" ", 1)[0] if " " in head[longest // 2 :] else head).rstrip(" ,.;:") + " …"
 
 
+def without_middle(text: str, longest: int = 480) -> str:
+    """A text on one line, cut between words in the middle: a problem ends in its question."""
+    line = " ".join(text.split())
+    if len(line) <= longest:
+        return line
+    half = (longest - 3) // 2
+    head, tail = line[:half], line[-half:]
+    head = head.rsplit(" ", 1)[0] if " " in head[half // 2 :] else head
+    tail = tail.split(" ", 1)[1] if " " in tail[: half // 2] else tail
+    return f"{head.rstrip(' ,;:')} … {tail}"
+
+
 def plural(count: int, word: str) -> str:
     """1 step, 2 steps."""
     return f"{whole(count)} {word}" + ("" if count == 1 else "s")

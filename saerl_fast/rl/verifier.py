@@ -44,7 +44,7 @@ class Verifier:
         where = f"verifier {self.name}, row {row_id!r}, completion {completion[:SHOWN]!r}"
         try:
             found = self.function(completion, str(row[answer_field]), **more)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # exit() in it must not end the run without a word
             raise VerifierError(f"{where}: raised {type(error).__name__}: {error}") from error
         if not isinstance(found, (bool, np.bool_, numbers.Real)):
             raise VerifierError(f"{where}: wanted True, False or a number; got {found!r:.80} ({type(found).__name__})")

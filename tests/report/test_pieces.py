@@ -44,6 +44,11 @@ def test_the_page_holds_every_section_and_no_script_of_the_data(page):
     for title in ("Clusters", "Difficulty", "Scores beside controls", "Plan", "Training", "SAE", "Sources"):
         assert f">{title}</h" in text
     assert "proves nothing about SAERL" in text
+    assert (
+        text.count("Held-out accuracy by level, in figures")
+        == text.count("Held-out accuracy by topic, in figures")
+        == 1
+    )
     assert "<script" not in text.lower()
     assert "&lt;script&gt;document.title=&#39;hacked&#39;" in text  # in the problem, and in its id
 

@@ -17,7 +17,7 @@ from saerl_fast.report.quality import quality_view
 from saerl_fast.report.read import Features, Labels, Plan, Run, Training
 from saerl_fast.report.scores import scores_view
 from saerl_fast.report.training import caution, comparisons, smooth, window_of
-from saerl_fast.report.wording import figure, gap_in_words, percent, points, shortened, signed
+from saerl_fast.report.wording import figure, gap_in_words, percent, points, shortened, signed, without_middle
 from saerl_fast.rl.label import Label
 
 DENSE = np.array(
@@ -220,6 +220,12 @@ def test_figures_as_people_read_them():
     assert shortened("a  b\nc") == "a b c"
     assert shortened("word " * 100, 20) == "word word word …"
     assert shortened("x" * 100, 20) == "x" * 19 + " …"
+    assert without_middle("a  b\nc") == "a b c"
+    assert (
+        without_middle("Ana has 3. " * 20 + "How many has Ben?", 60)
+        == "Ana has 3. Ana has 3. Ana … has 3. How many has Ben?"
+    )
+    assert without_middle("x" * 100 + "?", 21) == "x" * 9 + " … " + "x" * 8 + "?"
     assert gap_in_words(-0.7, 1.0) == "within one standard error"
     assert gap_in_words(1.5, 1.0).startswith("between one and two")
     assert gap_in_words(-2.5, 1.0) == "2.5 standard errors"

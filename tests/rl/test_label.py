@@ -162,13 +162,14 @@ def test_the_verifier_sees_the_row():
         (None, "wanted True, False or a number; got None"),
         ("1", "wanted True, False or a number; got '1'"),
         (ZeroDivisionError("boom"), "raised ZeroDivisionError: boom"),
+        (SystemExit(3), "raised SystemExit: 3"),
     ],
 )
 def test_a_bad_verifier_is_named_with_the_row_and_loses_nothing(tmp_path, returned, message):
     def bad(completion, answer, **row):
         if row["id"] != "q4":
             return 0
-        if isinstance(returned, Exception):
+        if isinstance(returned, BaseException):
             raise returned
         return returned
 
