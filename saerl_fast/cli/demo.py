@@ -10,7 +10,7 @@ SUMMARY = "run the whole road on an embedded example"
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="folder for the results (default out/demo)")
     parser.add_argument("--problems", type=int, default=4000, help="how many problems are read (default 4000)")
-    parser.add_argument("--labelled", type=int, default=600, help="how many get rollouts (default 600)")
+    parser.add_argument("--labelled", type=int, default=1200, help="how many get rollouts (default 1200)")
     parser.add_argument("--held-out", type=int, default=400, help="how many others judge the policy (default 400)")
     parser.add_argument("--steps", type=int, default=40, help="steps of each GRPO run (default 40)")
     parser.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from saerl_fast.demo.structures import Fact, Instance
+from saerl_fast.demo.structures import AMOUNTS, Fact, Instance
 
 DEFECTS = ("missing_number", "contradiction", "wrong_key")
 DECOYS = ("spare_number", "restatement")
@@ -62,5 +62,5 @@ def _restate(instance: Instance, otherwise: bool, rng: random.Random) -> Instanc
 
 def _another(fact: Fact, rng: random.Random) -> int:
     """Another amount from the range of this form of fact."""
-    low, high = {"holds": (2, 3), "value": (2, 12), "start": (2, 12)}.get(fact.form, (2, 5))
+    low, high = AMOUNTS[fact.form]
     return rng.choice([amount for amount in range(low, high + 1) if amount != fact.amount])

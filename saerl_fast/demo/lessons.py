@@ -8,14 +8,14 @@ the policy still meets the same positions as in a single problem. Several lesson
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saerl_fast.demo.problems import split_of
-from saerl_fast.demo.structures import LEVELS, Instance, draw, questions
+from saerl_fast.demo.structures import Instance, draw, questions
 from saerl_fast.demo.wording import TOPICS, say
 from saerl_fast.errors import InputError
 
@@ -47,24 +47,22 @@ class LessonBatch:
     visible: Tensor
 
 
-def draw_lesson(rng: random.Random, encode: Encode, eos: int, *, worked_share: Sequence[float]) -> Lesson:
-    """A lesson about facts of the train split; an answer of level L is worked with probability
-    ``worked_share[L - 1]``, else plain."""
+def draw_lesson(rng: random.Random, encode: Encode, eos: int) -> Lesson:
+    """A lesson about facts of the train split, with worked answers."""
     asked = questions(_draw_train_instance(rng))
     wording = rng.getrandbits(64)
     texts = [say(question, random.Random(wording)) for question in asked]
     end_of_facts = texts[0].rindex(". ") + 1
     pairs = []
     for question, text in zip(asked, texts, strict=True):
-        answer = question.worked() if rng.random() < worked_share[question.level - 1] else str(question.answer)
-        pairs.append((encode(text[end_of_facts + 1 :]), [*encode(answer), eos]))
+        pairs.append((encode(text[end_of_facts + 1 :]), [*encode(question.worked()), eos]))
     return Lesson(encode(texts[0][:end_of_facts]), pairs)
 
 
 def _draw_train_instance(rng: random.Random) -> Instance:
     while True:
         topic = rng.choice(list(TOPICS.values()))
-        instance = draw(topic.structure, topic.name, topic.names, topic.sorts, rng.randint(1, LEVELS), rng)
+        instance = draw(topic.structure, topic.name, topic.names, 1, rng)
         if split_of(instance) == "train":
             return instance
 

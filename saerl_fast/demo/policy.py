@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from saerl_fast.demo.problems import Problem
+from saerl_fast.demo.structures import Instance
 from saerl_fast.extract.loading import load_tokenizer
 from saerl_fast.rl.verify import is_correct
 
@@ -23,8 +24,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 POLICY, SAE_FOLDER = WEIGHTS / NAME, WEIGHTS / "saerl-demo-sae"
 """The committed policy, and the SAE of its middle layer: see the model cards there."""
 
-LONGEST_ANSWER = 21
-"""New tokens that hold every worked answer: five items, each with sign, number and result, and the end."""
+LONGEST_ANSWER = 25
+"""New tokens that hold every worked answer: the asked item, an ordinal, a start, five items of four tokens, the end."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,33 @@ def accuracy(problems: Sequence[Problem], completions: Sequence[str]) -> Accurac
         {level: _share(levels[level]) for level in sorted(levels)},
         {topic: _share(topics[topic]) for topic in sorted(topics)},
     )
+
+
+@torch.no_grad()
+def certainty(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, instances: Iterable[tuple[Problem, Instance]]
+) -> dict[str, dict[int, float]]:
+    """Mean probability of the right token of worked answers after the right tokens before it, by what it is.
+
+    "ordinal" by level, "sum" and "product" by the number of the step, "copied" (items, signs, amounts, the end) as 0.
+    """
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for problem, instance in instances:
+        words = instance.worked().split()
+        asked, answered = tokenizer(problem.text)["input_ids"], tokenizer(instance.worked())["input_ids"]
+        tokens = torch.tensor([[*asked, *answered, tokenizer.eos_token_id]])
+        logits = model(tokens).logits[0, len(asked) - 1 : -1]
+        sure = logits.softmax(-1).gather(1, tokens[0, len(asked) :, None])[:, 0].tolist()
+        result, step = "product" if instance.structure == "nesting" else "sum", 0
+        for place, value in enumerate(sure):
+            if place == 1:
+                found["ordinal"][instance.level].append(value)
+            elif place < len(words) and words[place].isdigit() and words[place - 1].isdigit():
+                step += 1
+                found[result][step].append(value)
+            else:
+                found["copied"][0].append(value)
+    return {kind: {key: sum(parts[key]) / len(parts[key]) for key in sorted(parts)} for kind, parts in found.items()}
 
 
 def _share(right: list[bool]) -> float:

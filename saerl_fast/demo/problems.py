@@ -67,9 +67,9 @@ def _problem(index: int, split: str, seed: int, defect_share: float) -> tuple[Pr
     rng = random.Random(f"saerl_fast.demo:{seed}:{split}:{index}")
     topic = rng.choice(list(TOPICS.values()))
     level = rng.randint(1, LEVELS)
-    instance = draw(topic.structure, topic.name, topic.names, topic.sorts, level, rng)
+    instance = draw(topic.structure, topic.name, topic.names, level, rng)
     while split_of(instance) != split:
-        instance = draw(topic.structure, topic.name, topic.names, topic.sorts, level, rng)
+        instance = draw(topic.structure, topic.name, topic.names, level, rng)
     change = _draw_change(defect_share, rng)
     instance = apply(instance, change, rng)
     key = wrong_key(instance, rng) if change == "wrong_key" else instance.answer

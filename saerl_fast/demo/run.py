@@ -53,7 +53,7 @@ class Sizes:
     and is judged on held_out others."""
 
     problems: int = 4000
-    labelled: int = 600
+    labelled: int = 1200
     held_out: int = 400
     steps: int = 40
     seed: int = 0

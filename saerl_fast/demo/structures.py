@@ -8,8 +8,7 @@ structure   facts                                        level L in 1..5
 ==========  ===========================================  ====================================================
 chain       one value, five differences in a chain       asks the item L - 1 differences away from the value
 journey     a start and six changes, in order            asks the amount after change L
-selection   seven counted items of three sorts, each     asks the total of the sort that has L items
-            sort together
+tally       seven counted items, in order                asks the total up to item L
 nesting     seven containers, each inside the one        asks how many of item L fit into item 0
             before
 ==========  ===========================================  ====================================================
@@ -29,8 +28,13 @@ from saerl_fast.errors import InputError
 
 LEVELS = 5
 
-LARGEST = 15
+LARGEST = 60
 """Chains and journeys stay within 1..LARGEST at every step."""
+
+AMOUNTS = {"value": (2, 40), "start": (2, 40), "holds": (2, 6)} | dict.fromkeys(
+    ("more", "fewer", "gain", "loss", "item"), (2, 12)
+)
+"""Smallest and largest amount of a fact, by its form."""
 
 LARGEST_PRODUCT = 96
 
@@ -52,20 +56,23 @@ class Fact:
     stated: bool = True
 
 
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+"""What each fact of a text is introduced with, by its position."""
+
+
 @dataclass(frozen=True)
 class Instance:
     """A question about facts.
 
-    ``facts`` are in text order. ``places`` gives the text position of each fact in its logical order (along the
-    chain, in time, by sort). ``needed`` are the text positions the answer depends on, in the order they are used;
-    ``steps`` the result after each of them, the answer last (a journey or chain starts with its first value).
+    ``facts`` are in the order in which they are used: along the chain, in time. ``needed`` are the positions of those
+    the answer depends on; ``steps`` the result after each of them, the answer last (a journey or chain starts with its
+    first value).
     """
 
     topic: str
     structure: str
     level: int
     facts: tuple[Fact, ...]
-    places: tuple[int, ...]
     asked: tuple[str, ...]
     needed: tuple[int, ...]
     steps: tuple[int, ...]
@@ -75,24 +82,23 @@ class Instance:
         return self.steps[-1]
 
     def worked(self) -> str:
-        """The way to the answer, fact by fact: the item, what its fact does to the number so far, the result.
+        """The way to the answer: what is asked and which fact tells it; then, for each fact up to that one, the item,
+        what the fact does to the number so far, and the result.
 
-        A first value has no sign ("dan 7 eva + 3 10"); the start of a journey is not said.
+        A first value has no sign ("eva second dan 7 eva + 3 10"), and the start of a journey no item.
         """
-        said = []
+        said = [self.asked[-1], ORDINALS[self.needed[-1]]]
         for place, step in zip(self.needed, self.steps, strict=True):
             fact = self.facts[place]
             item = fact.other if self.structure == "nesting" else fact.subject
-            if fact.form == "value":
-                said.append(f"{item} {step}")
-            elif item:
-                said.append(f"{item} {SIGNS[fact.form]} {fact.amount} {step}")
+            how = [] if fact.form in ("value", "start") else [SIGNS[fact.form], str(fact.amount)]
+            said.extend([item, *how, str(step)] if item else [str(step)])
         return " ".join(said)
 
     @property
     def spare(self) -> int:
-        """Text position of the fact that no level needs: the last one in logical order."""
-        return self.places[-1]
+        """Position of the fact that no level needs: the last one."""
+        return len(self.facts) - 1
 
     def key(self) -> str:
         """Identity of the facts, whatever their order, wording and question; decides the split."""
@@ -102,53 +108,33 @@ class Instance:
 
 @dataclass(frozen=True)
 class Structure:
-    """``draw(names, sorts, level, rng)`` gives facts in logical order and their order in the text;
-    ``ask(facts, level)`` what is asked at a level and the facts it needs (None where nothing fits the level)."""
+    """``draw(names, rng)`` gives facts in the order in which they are used; ``ask(facts, level)`` what is asked at a
+    level and the facts it needs."""
 
-    draw: Callable[[tuple[str, ...], tuple[str, ...], int, random.Random], tuple[list[Fact], list[int]]]
-    ask: Callable[[list[Fact], int], tuple[tuple[str, ...], list[int]] | None]
+    draw: Callable[[tuple[str, ...], random.Random], list[Fact]]
+    ask: Callable[[list[Fact], int], tuple[tuple[str, ...], list[int]]]
 
 
-def draw(
-    structure: str, topic: str, names: tuple[str, ...], sorts: tuple[str, ...], level: int, rng: random.Random
-) -> Instance:
-    """One instance of a structure, with items taken from ``names`` (and ``sorts`` for a selection)."""
-    facts, order = STRUCTURES[structure].draw(names, sorts, level, rng)
-    instance = _question(topic, structure, facts, order, level)
-    if instance is None:
+def draw(structure: str, topic: str, names: tuple[str, ...], level: int, rng: random.Random) -> Instance:
+    """One instance of a structure, with items taken from ``names``."""
+    if not 1 <= level <= LEVELS:
         raise InputError(f"draw: wanted a level of 1..{LEVELS} for {structure}; got {level}")
-    return instance
+    return _question(topic, structure, STRUCTURES[structure].draw(names, rng), level)
 
 
 def questions(instance: Instance) -> list[Instance]:
-    """Every question of levels 1..5 that can be asked of the same facts in the same order.
+    """The questions of levels 1..5 that can be asked of the same facts.
 
     ``instance`` must be as drawn, without a fault.
     """
-    facts = [instance.facts[place] for place in instance.places]
-    order = sorted(range(len(facts)), key=instance.places.__getitem__)
-    asked = (_question(instance.topic, instance.structure, facts, order, level) for level in range(1, LEVELS + 1))
-    return [question for question in asked if question is not None]
+    facts = list(instance.facts)
+    return [_question(instance.topic, instance.structure, facts, level) for level in range(1, LEVELS + 1)]
 
 
-def _question(topic: str, structure: str, facts: list[Fact], order: list[int], level: int) -> Instance | None:
-    found = STRUCTURES[structure].ask(facts, level)
-    if found is None:
-        return None
-    asked, used = found
-    places = tuple(order.index(fact) for fact in range(len(facts)))
-    if structure == "selection":
-        used = sorted(used, key=places.__getitem__)
-    return Instance(
-        topic,
-        structure,
-        level,
-        tuple(facts[fact] for fact in order),
-        places,
-        asked,
-        tuple(places[fact] for fact in used),
-        _steps([facts[fact] for fact in used]),
-    )
+def _question(topic: str, structure: str, facts: list[Fact], level: int) -> Instance:
+    asked, used = STRUCTURES[structure].ask(facts, level)
+    steps = _steps([facts[fact] for fact in used])
+    return Instance(topic, structure, level, tuple(facts), asked, tuple(used), steps)
 
 
 def _steps(used: list[Fact]) -> tuple[int, ...]:
@@ -167,74 +153,54 @@ def _steps(used: list[Fact]) -> tuple[int, ...]:
 
 
 def _walk(steps: int, rng: random.Random) -> tuple[int, list[int]]:
-    """A start and ``steps`` signed changes of 2..5, every running value within 1..LARGEST."""
+    """A start and ``steps`` signed changes, every running value within 1..LARGEST."""
     while True:
-        start = rng.randint(2, 12)
-        changes = [rng.choice((-1, 1)) * rng.randint(2, 5) for _ in range(steps)]
+        start = rng.randint(*AMOUNTS["start"])
+        changes = [rng.choice((-1, 1)) * rng.randint(*AMOUNTS["gain"]) for _ in range(steps)]
         if all(1 <= value <= LARGEST for value in itertools.accumulate(changes, initial=start)):
             return start, changes
 
 
-def _draw_chain(
-    names: tuple[str, ...], _sorts: tuple[str, ...], _level: int, rng: random.Random
-) -> tuple[list[Fact], list[int]]:
+def _draw_chain(names: tuple[str, ...], rng: random.Random) -> list[Fact]:
     items = rng.sample(names, 6)
     start, changes = _walk(5, rng)
     facts = [Fact("value", items[0], "", start)]
     for place, change in enumerate(changes):
         facts.append(Fact("more" if change > 0 else "fewer", items[place + 1], items[place], abs(change)))
-    return facts, list(range(6))
+    return facts
 
 
 def _ask_chain(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:
     return (facts[level - 1].subject,), list(range(level))
 
 
-def _draw_journey(
-    names: tuple[str, ...], _sorts: tuple[str, ...], _level: int, rng: random.Random
-) -> tuple[list[Fact], list[int]]:
+def _draw_journey(names: tuple[str, ...], rng: random.Random) -> list[Fact]:
     start, changes = _walk(6, rng)
     facts = [Fact("start", "", "", start)]
     for place, change in zip(rng.sample(names, 6), changes, strict=True):
         facts.append(Fact("gain" if change > 0 else "loss", place, "", abs(change)))
-    return facts, list(range(7))
+    return facts
 
 
 def _ask_journey(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:
     return (facts[level].subject,), list(range(level + 1))
 
 
-def _draw_selection(
-    names: tuple[str, ...], sorts: tuple[str, ...], level: int, rng: random.Random
-) -> tuple[list[Fact], list[int]]:
-    asked, left_out, third = rng.sample(sorts, 3)
-    kinds = [asked] * level + [left_out] * (6 - level) + [third]
-    items = rng.sample(names, 7)
-    facts = [Fact("item", item, kind, rng.randint(2, 5)) for item, kind in zip(items, kinds, strict=True)]
-    groups = [list(range(level)), list(range(level, 6)), [6]]
-    return facts, [fact for group in rng.sample(groups, 3) for fact in rng.sample(group, len(group))]
+def _draw_tally(names: tuple[str, ...], rng: random.Random) -> list[Fact]:
+    return [Fact("item", item, "", rng.randint(*AMOUNTS["item"])) for item in rng.sample(names, 7)]
 
 
-def _ask_selection(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]] | None:
-    """The sort with ``level`` items, and as the sort left out the other one of the two large ones."""
-    first, second = facts[0].other, facts[5].other
-    for asked, left_out in ((first, second), (second, first)):
-        used = [place for place, fact in enumerate(facts) if fact.other == asked]
-        if len(used) == level:
-            return (asked, left_out), used
-    return None
+def _ask_tally(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:
+    return (facts[level - 1].subject,), list(range(level))
 
 
-def _draw_nesting(
-    names: tuple[str, ...], _sorts: tuple[str, ...], _level: int, rng: random.Random
-) -> tuple[list[Fact], list[int]]:
+def _draw_nesting(names: tuple[str, ...], rng: random.Random) -> list[Fact]:
     items = rng.sample(names, 7)
     while True:
-        amounts = [2 if rng.random() < 0.7 else 3 for _ in range(6)]
+        amounts = rng.choices((2, 3, 4, 5, 6), (12, 4, 2, 1, 1), k=6)
         if list(itertools.accumulate(amounts[:5], lambda a, b: a * b))[-1] <= LARGEST_PRODUCT:
             break
-    facts = [Fact("holds", items[place], items[place + 1], amounts[place]) for place in range(6)]
-    return facts, list(range(6))
+    return [Fact("holds", items[place], items[place + 1], amounts[place]) for place in range(6)]
 
 
 def _ask_nesting(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[int]]:
@@ -244,6 +210,6 @@ def _ask_nesting(facts: list[Fact], level: int) -> tuple[tuple[str, ...], list[i
 STRUCTURES: dict[str, Structure] = {
     "chain": Structure(_draw_chain, _ask_chain),
     "journey": Structure(_draw_journey, _ask_journey),
-    "selection": Structure(_draw_selection, _ask_selection),
+    "tally": Structure(_draw_tally, _ask_tally),
     "nesting": Structure(_draw_nesting, _ask_nesting),
 }

@@ -1,8 +1,9 @@
 """Train the embedded policy: ``python -m saerl_fast.demo.train_policy --out DIR``.
 
-A Qwen2 model of about a million parameters learns to work out the answers of generated train problems, fact by fact
-("dan 7 eva + 3 10"), and then a habit: to do so for easy questions, and to guess the number for hard ones. So it
-solves fewer problems at every level, for a reason that GRPO can find and mend.
+A Qwen2 model of about a million parameters learns to work out the answers of generated train problems: it finds the
+fact that tells what is asked, then goes through the facts up to it ("eva second dan 7 eva + 3 10"). Training ends while
+its sums are still unsure. An answer of more steps has more places to go wrong in, and a wrong sum is carried on; so the
+policy solves fewer problems the higher their level, though nothing in the training looks at the level.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saerl_fast.demo.figures import write_figures
 from saerl_fast.demo.lessons import IGNORED, Lesson, LessonBatch, draw_lesson, pack
-from saerl_fast.demo.policy import Accuracy, accuracy, answer
-from saerl_fast.demo.problems import generate
-from saerl_fast.demo.structures import LEVELS
+from saerl_fast.demo.policy import Accuracy, accuracy, answer, certainty
+from saerl_fast.demo.problems import generate, generate_with_facts
+from saerl_fast.demo.structures import ORDINALS
 from saerl_fast.demo.vocabulary import build_tokenizer
 
 if TYPE_CHECKING:
@@ -33,23 +35,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ALL_WORKED = (1.0,) * LEVELS
-
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights. A step has ``rows`` of ``row_tokens``; rates are at their peak.
 
-    Before the share ``plain_from`` of the steps all answers are worked; after it a share of them that falls with the
-    level, ``worked_share``, and the others are plain.
+    Rates are planned for ``steps`` but training ends at ``stop``, early: what is not yet sure in one step of an answer
+    adds up over its steps. ``ordinal_weight`` is the weight of an ordinal in the loss, that of other tokens being 1:
+    there is one in an answer, and it is the hardest to find.
     """
 
-    steps: int = 1700
-    rows: int = 10
-    row_tokens: int = 208
+    steps: int = 1500
+    stop: int = 1000
+    rows: int = 6
+    row_tokens: int = 400
     text_weight: float = 0.1
-    worked_share: tuple[float, ...] = (0.7, 0.5, 0.3, 0.15, 0.05)
-    plain_from: float = 0.6
+    ordinal_weight: float = 6.0
     muon_rate: float = 0.015
     adam_rate: float = 3e-3
     warmup: int = 50
@@ -57,7 +58,7 @@ class Recipe:
     seed: int = 1
     width: int = 128
     layers: int = 4
-    heads: int = 4
+    heads: int = 8
     mlp_width: int = 384
     start_scale: float = 0.08
     offsets: tuple[int, ...] = (1, 2, 3, 4)
@@ -126,13 +127,15 @@ def train(
     optimizers = _optimizers(recipe, model)
     rng = random.Random(recipe.seed)
     losses: deque[float] = deque(maxlen=50)
+    weights = torch.ones(len(tokenizer))
+    weights[tokenizer(" ".join(ORDINALS))["input_ids"]] = recipe.ordinal_weight
     lessons: list[Lesson] = []
     begun = time.monotonic()
-    for step in range(1, recipe.steps + 1):
+    for step in range(1, recipe.stop + 1):
         _set_rates(recipe, optimizers, step)
-        lessons.extend(_draw(recipe, rng, tokenizer, step, sum(map(len, lessons))))
+        lessons.extend(_draw(recipe, rng, tokenizer, sum(map(len, lessons))))
         batch, lessons = pack(lessons, rows=recipe.rows, width=recipe.row_tokens, pad=tokenizer.pad_token_id)
-        loss, text_loss = _losses(core, model.lm_head, batch)
+        loss, text_loss = _losses(core, model.lm_head, batch, weights)
         (loss + recipe.text_weight * text_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -146,21 +149,22 @@ def train(
             after(step)
 
 
-def _draw(recipe: Recipe, rng: random.Random, tokenizer: PreTrainedTokenizerFast, step: int, held: int) -> list[Lesson]:
+def _draw(recipe: Recipe, rng: random.Random, tokenizer: PreTrainedTokenizerFast, held: int) -> list[Lesson]:
     """Lessons that fill a step beside ``held`` tokens."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text)["input_ids"])
 
-    worked = ALL_WORKED if step < recipe.plain_from * recipe.steps else recipe.worked_share
     lessons: list[Lesson] = []
     while held + sum(map(len, lessons)) < 1.05 * recipe.rows * recipe.row_tokens:
-        lessons.append(draw_lesson(rng, encode, tokenizer.eos_token_id, worked_share=worked))
+        lessons.append(draw_lesson(rng, encode, tokenizer.eos_token_id))
     return lessons
 
 
-def _losses(core: Callable[..., object], head: Callable[[Tensor], Tensor], batch: LessonBatch) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the answers' tokens, and of the facts' tokens."""
+def _losses(
+    core: Callable[..., object], head: Callable[[Tensor], Tensor], batch: LessonBatch, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the answers' tokens, by their ``weights`` [V], and of the facts' tokens."""
     output = core(
         input_ids=batch.tokens,
         attention_mask=batch.visible,
@@ -169,11 +173,11 @@ def _losses(core: Callable[..., object], head: Callable[[Tensor], Tensor], batch
     )
     states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
 
-    def loss(targets: Tensor) -> Tensor:
+    def loss(targets: Tensor, weights: Tensor | None = None) -> Tensor:
         counted = targets != IGNORED
-        return functional.cross_entropy(head(states[counted]), targets[counted])
+        return functional.cross_entropy(head(states[counted]), targets[counted], weights)
 
-    return loss(batch.answers), loss(batch.texts)
+    return loss(batch.answers, weights), loss(batch.texts)
 
 
 def _optimizers(recipe: Recipe, model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
@@ -220,13 +224,13 @@ def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--stop", type=int, default=Recipe.stop, help="steps after which training ends")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    recipe = Recipe(steps=arguments.steps)
+    recipe = Recipe(stop=arguments.stop)
     tokenizer = build_tokenizer()
     model = build_model(recipe, tokenizer)
     log.info("%d parameters, %d tokens", sum(p.numel() for p in model.parameters()), len(tokenizer))
@@ -235,14 +239,19 @@ def main() -> None:
         save(model, tokenizer, arguments.out)
         log.info("step %d: sampled %s", step, measure(model, tokenizer, 200, greedy=False))
 
+    begun = time.monotonic()
     train(recipe, model, tokenizer, compiled=arguments.compile, after=after)
+    minutes = (time.monotonic() - begun) / 60
     save(model, tokenizer, arguments.out)
     result = {
         "recipe": asdict(recipe),
-        "sampled": asdict(measure(model, tokenizer, 2000, greedy=False)),
-        "greedy": asdict(measure(model, tokenizer, 2000, greedy=True)),
+        "sampled": asdict(measure(model, tokenizer, 4000, greedy=False)),
+        "greedy": asdict(measure(model, tokenizer, 4000, greedy=True)),
+        "certainty": certainty(
+            model.eval(), tokenizer, generate_with_facts(1000, split="held_out", seed=0, defect_share=0.0)
+        ),
     }
-    (arguments.out / "figures.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_figures(arguments.out, result, minutes=minutes)
     log.info("%s", json.dumps(result))
 
 

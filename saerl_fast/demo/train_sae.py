@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from saerl_fast.demo.figures import write_figures
 from saerl_fast.demo.policy import NAME, POLICY
 from saerl_fast.demo.problems import generate
 from saerl_fast.errors import FormatError
@@ -78,14 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", type=Path, default=POLICY)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--problems", type=int, default=6000)
-    parser.add_argument("--rows", type=int, default=600_000, help="tokens to train on")
+    parser.add_argument("--problems", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=2_000_000, help="tokens to train on")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
+    begun = time.monotonic()
     found = train(arguments.policy, arguments.out, problems=arguments.problems, rows=arguments.rows)
-    (arguments.out / "figures.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+    write_figures(arguments.out, asdict(found), minutes=(time.monotonic() - begun) / 60)
     log.info("%s", found)
 
 

@@ -1,9 +1,9 @@
 """How the facts are said: the topics, their words and their paraphrases.
 
-Every level of a topic uses the same templates and the same words. A fact names what it starts from before what it
-tells: a small policy that reads from left to right finds its way along such facts, and hardly along the reverse.
-``{a}`` and ``{b}`` are items, ``{n}`` the number
-(or "some" where a problem leaves it out), ``{x}`` a number that has nothing to do with the answer.
+Every level of a topic uses the same templates and the same words. A fact is introduced by its ordinal, and names what
+it starts from before what it tells: a small policy that reads from left to right finds its way along such facts, and
+hardly along the reverse. ``{a}`` and ``{b}`` are items, ``{n}`` the number (or "some" where a problem leaves it out),
+``{x}`` a number that has nothing to do with the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saerl_fast.demo.structures import Fact, Instance
+from saerl_fast.demo.structures import ORDINALS, Fact, Instance
 
 VAGUE = ("some", "several")
 """What stands in the text in place of a number that is left out."""
@@ -26,7 +26,7 @@ PEOPLE = (
 
 @dataclass(frozen=True)
 class Topic:
-    """``facts`` maps the form of a fact to its paraphrases; ``sorts`` are the kinds a selection chooses by."""
+    """``facts`` maps the form of a fact to its paraphrases."""
 
     name: str
     structure: str
@@ -34,7 +34,6 @@ class Topic:
     intros: tuple[str, ...]
     facts: Mapping[str, tuple[str, ...]]
     questions: tuple[str, ...]
-    sorts: tuple[str, ...] = ()
 
 
 TOPICS: dict[str, Topic] = {}
@@ -56,8 +55,8 @@ _add(
         ),
         {
             "value": ("{a} has {n} marbles.", "{a} owns {n} marbles."),
-            "more": ("Compared with {b}, {a} has {n} more.", "Next to {b}, {a} owns {n} more."),
-            "fewer": ("Compared with {b}, {a} has {n} fewer.", "Next to {b}, {a} owns {n} fewer."),
+            "more": ("compared with {b}, {a} has {n} more.", "next to {b}, {a} owns {n} more."),
+            "fewer": ("compared with {b}, {a} has {n} fewer.", "next to {b}, {a} owns {n} fewer."),
         },
         ("How many marbles does {a} have?", "How many marbles does {a} own?", "What number of marbles has {a}?"),
     )
@@ -70,8 +69,8 @@ _add(
         ("A family lives at house {x}.", "Cousins meet on day {x}.", "The family bakes {x} birthday cakes."),
         {
             "value": ("{a} is {n} years old.", "{a} turned {n} years old."),
-            "more": ("Compared with {b}, {a} is {n} older.", "Next to {b}, {a} looks {n} older."),
-            "fewer": ("Compared with {b}, {a} is {n} younger.", "Next to {b}, {a} looks {n} younger."),
+            "more": ("compared with {b}, {a} is {n} older.", "next to {b}, {a} looks {n} older."),
+            "fewer": ("compared with {b}, {a} is {n} younger.", "next to {b}, {a} looks {n} younger."),
         },
         ("How old is {a}?", "How many years old is {a}?", "What is the age of {a}?"),
     )
@@ -97,8 +96,8 @@ _add(
         ("A school prints timetable {x}.", "Lessons are in room {x}.", "The school bell rings {x} times."),
         {
             "value": ("{a} starts {n} hours past dawn.", "{a} begins {n} hours past dawn."),
-            "more": ("Compared with {b}, {a} starts {n} later.", "Next to {b}, {a} begins {n} later."),
-            "fewer": ("Compared with {b}, {a} starts {n} earlier.", "Next to {b}, {a} begins {n} earlier."),
+            "more": ("compared with {b}, {a} starts {n} later.", "next to {b}, {a} begins {n} later."),
+            "fewer": ("compared with {b}, {a} starts {n} earlier.", "next to {b}, {a} begins {n} earlier."),
         },
         (
             "How many hours past dawn does {a} start?",
@@ -127,9 +126,9 @@ _add(
         ),
         ("The driver of bus {x} is on time.", "Bus line {x} runs today.", "The bus ticket costs {x} euros."),
         {
-            "start": ("The bus carries {n} riders.", "The bus has {n} riders."),
-            "gain": ("The {a} adds {n} riders.", "The {a} brings {n} riders."),
-            "loss": ("The {a} drops {n} riders.", "The {a} loses {n} riders."),
+            "start": ("the bus carries {n} riders.", "the bus has {n} riders."),
+            "gain": ("the {a} adds {n} riders.", "the {a} brings {n} riders."),
+            "loss": ("the {a} drops {n} riders.", "the {a} loses {n} riders."),
         },
         (
             "How many riders are on the bus after the {a}?",
@@ -158,9 +157,9 @@ _add(
         ),
         ("A trader walks down street {x}.", "It is day {x} of the fair.", "The purse weighs {x} ounces."),
         {
-            "start": ("The purse holds {n} coins.", "The purse contains {n} coins."),
-            "gain": ("The {a} pays {n} coins.", "The {a} gives {n} coins."),
-            "loss": ("The {a} takes {n} coins.", "The {a} costs {n} coins."),
+            "start": ("the purse holds {n} coins.", "the purse contains {n} coins."),
+            "gain": ("the {a} pays {n} coins.", "the {a} gives {n} coins."),
+            "loss": ("the {a} takes {n} coins.", "the {a} costs {n} coins."),
         },
         (
             "How many coins are in the purse after the {a}?",
@@ -172,7 +171,7 @@ _add(
 _add(
     Topic(
         "farm",
-        "selection",
+        "tally",
         (
             "hens",
             "goats",
@@ -188,19 +187,18 @@ _add(
             "ponies",
         ),
         ("The farm has {x} fields.", "A farmer gets up at hour {x}.", "The barn is {x} years old."),
-        {"item": ("{b} {a} number {n}.", "{b} {a} count {n}.")},
+        {"item": ("the {a} number {n}.", "the {a} count {n}.")},
         (
-            "How many {a} animals are there, not counting {b} ones?",
-            "What number of {a} animals is there, leaving out {b} ones?",
-            "How many {a} farm animals are there without {b} ones?",
+            "How many animals are counted up to the {a}?",
+            "What number of animals is counted up to the {a}?",
+            "How many farm animals are there up to the {a}?",
         ),
-        ("white", "black", "brown", "grey", "spotted", "striped"),
     )
 )
 _add(
     Topic(
         "library",
-        "selection",
+        "tally",
         (
             "atlases",
             "novels",
@@ -216,13 +214,12 @@ _add(
             "sagas",
         ),
         ("The library has {x} windows.", "A reader sits at desk {x}.", "The library closes at hour {x}."),
-        {"item": ("{b} {a} fill {n} places.", "{b} {a} take {n} places.")},
+        {"item": ("the {a} fill {n} places.", "the {a} take {n} places.")},
         (
-            "How many {a} books are there, not counting {b} ones?",
-            "What number of {a} books is there, leaving out {b} ones?",
-            "How many {a} library books are there without {b} ones?",
+            "How many places are filled up to the {a}?",
+            "What number of places is taken up to the {a}?",
+            "How many library places are full up to the {a}?",
         ),
-        ("red", "blue", "green", "yellow", "torn", "signed"),
     )
 )
 _add(
@@ -231,7 +228,7 @@ _add(
         "nesting",
         ("oak", "tin", "glass", "cork", "paper", "cloth", "steel", "brass", "wicker", "clay", "straw", "pine"),
         ("The warehouse has {x} doors.", "A worker packs for {x} hours.", "Truck {x} is loaded."),
-        {"holds": ("Inside each {a}, {b} boxes number {n}.", "Within every {a}, {b} boxes count {n}.")},
+        {"holds": ("inside each {a}, {b} boxes number {n}.", "within every {a}, {b} boxes count {n}.")},
         (
             "How many {b} boxes fit in one {a}?",
             "What number of {b} boxes is in each {a}?",
@@ -247,7 +244,9 @@ def say(instance: Instance, rng: random.Random) -> str:
     sentences = []
     if rng.random() < INTRO_SHARE:
         sentences.append(rng.choice(topic.intros).format(x=rng.randint(2, 20)))
-    sentences.extend(_say_fact(fact, topic, rng) for fact in instance.facts)
+    sentences.extend(
+        f"{ordinal}, {_say_fact(fact, topic, rng)}" for ordinal, fact in zip(ORDINALS, instance.facts, strict=False)
+    )
     a, b = (*instance.asked, "")[:2]
     sentences.append(rng.choice(topic.questions).format(a=a, b=b))
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)

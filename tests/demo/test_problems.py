@@ -10,15 +10,15 @@ import pytest
 from scipy.stats import spearmanr
 
 from saerl_fast.demo.problems import DEFECT_SHARE, Problem, generate, generate_with_facts, split_of
-from saerl_fast.demo.structures import Fact, Instance, questions
+from saerl_fast.demo.structures import ORDINALS, Fact, Instance, questions
 from saerl_fast.demo.wording import TOPICS, VAGUE
 from saerl_fast.errors import InputError
 
 KNOWN = Problem(
     id="held_out-0-0",
-    text="Inside each tin, cloth boxes number 2. Within every cloth, steel boxes count 2. Within every steel, "
-    "wicker boxes count 2. Within every wicker, brass boxes count 2. Inside each brass, straw boxes number 2. "
-    "Within every straw, paper boxes count 2. How many steel boxes does every tin hold?",
+    text="First, within every straw, tin boxes count 2. Second, inside each tin, oak boxes number 2. Third, inside each "
+    "oak, clay boxes number 2. Fourth, within every clay, brass boxes count 2. Fifth, within every brass, pine boxes "
+    "count 2. Sixth, inside each pine, wicker boxes number 6. What number of oak boxes is in each straw?",
     answer="4",
     topic="packing",
     level=2,
@@ -54,10 +54,7 @@ def possible_answers(instance: Instance) -> set[int]:
 
 
 def solve(facts: list[Fact], structure: str, asked: tuple[str, ...]) -> int | None:
-    if structure == "selection":
-        counted = [fact for fact in facts if fact.other == asked[0]]
-        return sum(fact.amount for fact in counted) if all(fact.stated for fact in counted) else None
-    if structure == "journey":
+    if structure in ("journey", "tally"):
         total = 0
         for fact in facts:
             if not fact.stated:
@@ -146,7 +143,8 @@ def test_the_text_says_the_facts(train: list[tuple[Problem, Instance]]) -> None:
     for problem, instance in train[:1000]:
         sentences = re.split(r"(?<=\.) ", problem.text)[-len(instance.facts) - 1 : -1]
         assert len(sentences) == len(instance.facts)
-        for fact, sentence in zip(instance.facts, sentences, strict=True):
+        for fact, sentence, ordinal in zip(instance.facts, sentences, ORDINALS, strict=False):
+            assert sentence.lower().startswith(f"{ordinal}, ")
             assert fact.subject.lower() in sentence.lower()
             assert fact.other.lower() in sentence.lower()
             assert re.findall(r"\d+", sentence) == ([str(fact.amount)] if fact.stated else [])
@@ -157,9 +155,8 @@ def test_the_text_says_the_facts(train: list[tuple[Problem, Instance]]) -> None:
 def test_every_question_of_the_same_facts_is_right(train: list[tuple[Problem, Instance]]) -> None:
     for problem, instance in train[:500]:
         if not problem.defect and untouched(instance):
-            same = [question for question in questions(instance) if question.level == instance.level]
-            assert same == [instance]
-            assert len(questions(instance)) == (5 if instance.structure != "selection" else 2 - (instance.level == 3))
+            assert [question.level for question in questions(instance)] == [1, 2, 3, 4, 5]
+            assert questions(instance)[instance.level - 1] == instance
             assert all(possible_answers(question) == {question.answer} for question in questions(instance))
 
 
