@@ -266,7 +266,7 @@ def _grpo(out: Path, name: str, seed: int) -> TrainResult:
             "num_generations": 8,
             "per_device_train_batch_size": 8 * PROMPTS_PER_STEP,
             "max_completion_length": LONGEST_ANSWER,
-            "learning_rate": 5e-4,
+            "learning_rate": 1e-4,
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 3,
             "gradient_checkpointing": False,
