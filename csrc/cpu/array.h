@@ -7,12 +7,10 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
 #include <new>
+#include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "spare_memory.h"
 
 namespace saerl {
 
@@ -21,43 +19,34 @@ class Array {
   public:
     Array() : Array(0) {}
     // Room for `size` numbers, not set to anything.
-    explicit Array(int64_t size) : data_(static_cast<T*>(std::malloc(bytes(size)))), size_(size) {
-        if (!data_) throw std::bad_alloc();
-        advise_huge_pages();
+    explicit Array(int64_t size) : memory_(take_memory(bytes(size))), size_(size) {}
+    ~Array() { give_memory(memory_); }
+    Array(Array&& other) noexcept
+        : memory_(std::exchange(other.memory_, Memory{})), size_(std::exchange(other.size_, 0)) {}
+    Array& operator=(Array&& other) noexcept {
+        std::swap(memory_, other.memory_);
+        std::swap(size_, other.size_);
+        return *this;
     }
 
-    // Keeps the first `size` numbers and gives the rest back. No pointer to them stays valid.
+    // Keeps the first `size` numbers. What a small array has behind them is given back, and no pointer into it stays
+    // valid; behind a large one it stays reserved.
     void cut(int64_t size) {
-        T* kept = static_cast<T*>(std::realloc(data_.get(), bytes(size)));
-        if (!kept) throw std::bad_alloc();
-        static_cast<void>(data_.release());
-        data_.reset(kept);
         size_ = size;
+        if (memory_.bytes >= kLeastKept) return;
+        void* kept = std::realloc(memory_.data, bytes(size));
+        if (!kept) throw std::bad_alloc();
+        memory_ = {kept, bytes(size)};
     }
 
-    T* data() const { return data_.get(); }
+    T* data() const { return static_cast<T*>(memory_.data); }
     int64_t size() const { return size_; }
 
   private:
-    struct Free {
-        void operator()(T* data) const { std::free(data); }
-    };
-
     // never 0: of no bytes malloc may give none
     static size_t bytes(int64_t size) { return static_cast<size_t>(size + 1) * sizeof(T); }
 
-    void advise_huge_pages() {
-#if defined(__linux__)
-        constexpr std::uintptr_t kHugePage = 1 << 21;
-        const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(data_.get());
-        const std::uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-        const std::uintptr_t last = (begin + bytes(size_)) / kHugePage * kHugePage;
-        // a wish: where it is not granted the array is slower, and nothing else
-        if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-    }
-
-    std::unique_ptr<T, Free> data_;
+    Memory memory_;
     int64_t size_;
 };
 

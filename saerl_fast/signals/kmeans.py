@@ -13,7 +13,7 @@ from saerl_fast.errors import InputError
 from saerl_fast.ops.reference import Metric
 from saerl_fast.signals.cluster_rows import ClusterRows, cluster_rows
 from saerl_fast.signals.inputs import checked_rows
-from saerl_fast.signals.lloyd import Clustering, as_centroids, is_empty, lloyd
+from saerl_fast.signals.lloyd import Clustering, as_centroids, fitted, is_empty
 from saerl_fast.signals.probe import seed_from
 from saerl_fast.signals.scaling import check_value_transform
 from saerl_fast.signals.seeding import draw, seed_centroids
@@ -65,7 +65,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         metric: str = "cosine",
         value_transform: str = "none",
         max_iter: int = 100,
-        tol: float = 1e-4,
+        tol: float = 1e-3,
         n_init: int = 1,
         decay: float = 1.0,
         reassignment_ratio: float = 0.05,
@@ -93,8 +93,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         starts = []
         for start in range(self.n_init):
             rng = _generator(seed, 0, start)
-            seeds = seed_centroids(rows, self.n_clusters, rng)
-            starts.append(lloyd(rows, seeds, max_iter=self.max_iter, tol=self.tol, rng=rng))
+            starts.append(fitted(rows, self.n_clusters, max_iter=self.max_iter, tol=self.tol, rng=rng))
         found, history = min(starts, key=lambda ended: ended[0].inertia)
         self._keep(found, history, seed)
         return self
@@ -175,7 +174,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
     def _start(self, rows: ClusterRows) -> None:
         """Seeds from the first batch; they weigh nothing."""
         seed = seed_from(self.random_state)
-        means = seed_centroids(rows, self.n_clusters, _generator(seed, 0, 0))
+        means = seed_centroids(rows, self.n_clusters, _generator(seed, 0, 0)).centroids
         self.seed_, self.n_batches_, self.n_iter_ = seed, 0, 1
         self.means_, self.cluster_centers_ = means, as_centroids(means, rows)
         self.counts_ = np.zeros(self.n_clusters, dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -13,32 +14,45 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 
 from saerl_fast.errors import InputError
 from saerl_fast.ops import project
-from saerl_fast.signals.inputs import canonical, checked_rows
+from saerl_fast.signals.inputs import checked_rows
 from saerl_fast.signals.leading_directions import as_tensors, leading_directions
 from saerl_fast.signals.probe import seed_from
-from saerl_fast.signals.scaling import check_value_transform, scale_columns, scale_rows, transform_rows
+from saerl_fast.signals.scaling import (
+    check_value_transform,
+    inverse_or_zero,
+    scale_columns,
+    scale_rows,
+    transform_values,
+)
 
 logger = logging.getLogger(__name__)
+
+LARGE = 1e15
+"""Sums of squares of larger values might leave the range of float32."""
 
 
 class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Rows of features [S, M], CSR or dense, to dense float32 rows [S, r]: feature tf-idf and a truncated SVD.
 
         w = f(x) * idf,   idf = ln((1 + S) / (1 + rows that have the feature)) + 1
-        z = (w / |w|) V,  V [M, r]: the leading right singular vectors of the fitted rows w / |w|
+        z = (w / |w|) V,  V [M, r]: the leading right singular vectors of the fitted rows w / |w|, of which a sample of
+                          `max_rows` stands for all
 
     What latent semantic analysis (Deerwester et al., 1990) does with words, done with features. Nothing is centred, so
     a row without features is a row of zeros. The length of z is the share of its row that the r directions hold.
 
     n_components: r; fewer where the fitted rows have no more directions, which is logged (n_components_ says how many);
-    value_transform "sqrt" | "log1p" | "none": f; n_iter: rounds of subspace iteration; random_state: int, Generator,
-    RandomState or None. numpy's and torch's global generators are neither used nor changed.
+    value_transform "sqrt" | "log1p" | "none": f; n_iter: rounds of subspace iteration; max_rows: rows that the
+    directions are learnt from, drawn at random where there are more (the weights idf come from all rows); random_state:
+    int, Generator, RandomState or None. numpy's and torch's global generators are neither used nor changed.
 
-    After fit: components_ float32 [r, M], orthonormal; idf_ float64 [M]; singular_values_ float64 [r]; n_components_;
-    n_features_in_. The bits do not depend on the number of threads.
+    After fit: components_ float32 [r, M], orthonormal; idf_ float64 [M]; singular_values_ float64 [r] (where a sample
+    stood for the rows, scaled up to their number); n_components_; n_features_in_. The bits do not depend on the number
+    of threads.
 
     In front of StreamingKMeans it is the fast route, with clusters at least as good (7,474 MATH problems, 16 clusters,
-    mutual information with the subject: 0.276 against 0.268 for k-means on the square roots themselves):
+    mutual information with the subject: 0.279 +- 0.002 over 12 seeds, and the same within noise with directions learnt
+    from all rows; 0.268 for k-means on the square roots themselves):
 
         make_pipeline(FeatureProjection(128), StreamingKMeans(16)).fit_predict(rows)
 
@@ -59,11 +73,13 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         *,
         value_transform: str = "sqrt",
         n_iter: int = 1,
+        max_rows: int = 2048,
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components
         self.value_transform = value_transform
         self.n_iter = n_iter
+        self.max_rows = max_rows
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> FeatureProjection:
@@ -71,39 +87,21 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
         Raises InputError (all rows are zero; a parameter out of range), NonFiniteError, DtypeError.
         """
-        self._check_parameters()
-        rows = self._rows(X, reset=True)
-        n_rows, width = rows.shape
-        present = np.bincount(rows.indices[rows.data != 0], minlength=width)
-        self.idf_ = np.log((1 + n_rows) / (1 + present)) + 1
-        self.seed_ = seed_from(self.random_state)
-        weighted = self._weighted(rows)
-        if not weighted.data.any():
-            raise InputError(
-                f"FeatureProjection: all {n_rows} rows are zero (n_samples={n_rows}); there is nothing to project. "
-                "Leave out rows without features"
-            )
-        rng = np.random.default_rng(self.seed_)
-        self.singular_values_, self.components_ = leading_directions(
-            weighted, self.n_components, n_iter=self.n_iter, rng=rng
-        )
-        self.n_components_ = len(self.components_)
-        if self.n_components_ < self.n_components:
-            logger.info(
-                "FeatureProjection: %d components were asked for; the %d rows of %d features have %d directions",
-                self.n_components, n_rows, width, self.n_components_,
-            )  # fmt: skip
+        self._learn(self._rows(X, reset=True))
         return self
+
+    def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
+        """`fit`, then `transform` of the same rows, which are checked once. y is ignored."""
+        rows = self._rows(X, reset=True)
+        self._learn(rows)
+        return self._projected(rows)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """The rows X (CSR or dense [S, M]) in the learnt directions: float32 [S, n_components_]."""
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        weighted = self._weighted(self._rows(X, reset=False))
-        directions = torch.from_numpy(np.ascontiguousarray(self.components_.T))
-        projected: NDArray[np.float32] = project(as_tensors(weighted), directions).numpy()
-        return projected
+        return self._projected(self._rows(X, reset=False))
 
     def inverse_transform(self, X: Any) -> NDArray[np.float32]:
         """Projected rows [S, r] as features again: float32 [S, M], in units of f(x), up to the length of each row."""
@@ -119,16 +117,78 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         features: NDArray[np.float32] = (projected @ self.components_ / self.idf_).astype(np.float32)
         return features
 
-    def _rows(self, X: Any, *, reset: bool) -> sparse.csr_array:
-        return transform_rows(canonical(checked_rows(self, X, reset=reset)), self.value_transform)
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a fitted estimator as projection.json and projection.safetensors into the folder, which is made."""
+        from saerl_fast.signals.projection_files import save_projection
 
-    def _weighted(self, rows: sparse.csr_array) -> sparse.csr_array:
-        """Each row times the feature weights, then of length 1; a zero row stays zero."""
-        return scale_rows(scale_columns(rows, self.idf_))
+        save_projection(self, folder)
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str]) -> FeatureProjection:
+        """Read what `save` wrote; every value is checked. Raises FormatError, UnsafeFileError."""
+        from saerl_fast.signals.projection_files import load_projection
+
+        return load_projection(folder)
+
+    def _rows(self, X: Any, *, reset: bool) -> sparse.csr_array:
+        """Checked rows with distinct, sorted columns, and transformed values."""
+        self._check_parameters()
+        checked = checked_rows(self, X, reset=reset)
+        csr = checked if sparse.issparse(checked) else sparse.csr_array(checked)
+        values = transform_values(csr.data, self.value_transform)
+        return sparse.csr_array((values, csr.indices, csr.indptr), shape=csr.shape)
+
+    def _learn(self, rows: sparse.csr_array) -> None:
+        n_rows, width = rows.shape
+        if not rows.data.any():
+            raise InputError(
+                f"FeatureProjection: all {n_rows} rows are zero (n_samples={n_rows}); there is nothing to project. "
+                "Leave out rows without features"
+            )
+        self.idf_ = np.log((1 + n_rows) / (1 + _rows_with(rows))) + 1
+        self.seed_ = seed_from(self.random_state)
+        rng = np.random.default_rng(self.seed_)
+        sample = self._sample(rows, rng)
+        values, self.components_ = leading_directions(
+            scale_rows(scale_columns(sample, self.idf_)), self.n_components, n_iter=self.n_iter, rng=rng
+        )
+        self.singular_values_ = values * np.sqrt(n_rows / sample.shape[0])
+        self.n_components_ = len(self.components_)
+        if self.n_components_ < self.n_components:
+            logger.info(
+                "FeatureProjection: %d components were asked for; the %d rows of %d features have %d directions",
+                self.n_components, sample.shape[0], width, self.n_components_,
+            )  # fmt: skip
+
+    def _sample(self, rows: sparse.csr_array, rng: np.random.Generator) -> sparse.csr_array:
+        """Rows to learn directions from: `max_rows` of them, in their order, or all."""
+        n_rows = rows.shape[0]
+        if n_rows <= self.max_rows:
+            return rows
+        sample = rows[np.sort(rng.choice(n_rows, self.max_rows, replace=False))]
+        # a sample of empty rows says nothing of the others
+        return sample if sample.data.any() else rows
+
+    def _projected(self, rows: sparse.csr_array) -> NDArray[np.float32]:
+        """The rows in the learnt directions. Weights and lengths are applied to the directions and to what comes out:
+        the rows, which are far larger, are read as they are."""
+        weighted = self.components_.T * self.idf_[:, None].astype(np.float32)
+        projected: NDArray[np.float32] = project(as_tensors(rows), torch.from_numpy(weighted)).numpy()
+        projected *= inverse_or_zero(self._lengths(rows))[:, None].astype(np.float32)
+        return projected
+
+    def _lengths(self, rows: sparse.csr_array) -> NDArray[np.float64]:
+        """|w| of each row."""
+        largest = np.abs(rows.data).max(initial=0)
+        dtype = np.float32 if largest < LARGE else np.float64
+        squares, weights = np.square(rows.data, dtype=dtype), np.square(self.idf_).astype(dtype)
+        squared = sparse.csr_array((squares, rows.indices, rows.indptr), shape=rows.shape) @ weights
+        found: NDArray[np.float64] = np.sqrt(squared.astype(np.float64))
+        return found
 
     def _check_parameters(self) -> None:
         check_value_transform("FeatureProjection", self.value_transform)
-        for name, least in (("n_components", 1), ("n_iter", 0)):
+        for name, least in (("n_components", 1), ("n_iter", 0), ("max_rows", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"FeatureProjection: {name} must be at least {least}; got {getattr(self, name)}")
 
@@ -142,3 +202,10 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
+
+
+def _rows_with(rows: sparse.csr_array) -> NDArray[np.int64]:
+    """For each feature, the number of rows that have it [M]."""
+    indices = rows.indices if rows.data.all() else rows.indices[rows.data != 0]
+    found: NDArray[np.int64] = torch.bincount(torch.from_numpy(indices), minlength=rows.shape[1]).numpy()
+    return found

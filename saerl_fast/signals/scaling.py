@@ -37,7 +37,11 @@ def transform_values(values: NDArray[np.float32], how: str) -> NDArray[np.float3
     """sign(v) f(|v|), with f the square root, log(1 + v), or nothing; zero stays zero."""
     if how == "none":
         return values
-    evened: NDArray[np.float32] = np.sqrt(np.abs(values)) if how == "sqrt" else np.log1p(np.abs(values))
+    even = np.sqrt if how == "sqrt" else np.log1p
+    if values.size == 0 or values.min() >= 0:  # SAE features are; NaN goes the other way
+        whole: NDArray[np.float32] = even(values)
+        return whole
+    evened: NDArray[np.float32] = even(np.abs(values))
     return np.copysign(evened, values)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 from saerl_fast.errors import InputError
 from saerl_fast.signals.cluster_rows import ClusterRows
 
-SAMPLE_PER_CLUSTER, SAMPLE_LEAST = 64, 8192
+SAMPLE_PER_CLUSTER, SAMPLE_LEAST = 32, 2048
 """Rows that seeds are drawn from: so many per cluster, and no fewer than the second number."""
 
 
-def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
+class Seeds(NamedTuple):
+    """Where clusters start."""
+
+    centroids: NDArray[np.float32]
+    """[K, M]"""
+    sample: ClusterRows
+    """The rows that they were drawn from: all, or a sample that stands for them."""
+
+
+def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> Seeds:
     """n_clusters different rows as centroids [K, M], each drawn with a chance in proportion to its distance.
 
     Of 2 + ln K draws, the one that leaves the least total distance is taken. Where there are more than twice
@@ -32,7 +41,7 @@ def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator)
         sample = rows.take(np.sort(rng.choice(len(rows), n_sample, replace=False)))
         chosen = far_rows(sample, n_clusters, rng)
         if len(chosen) == n_clusters:
-            return sample.pick(np.array(chosen))
+            return Seeds(sample.pick(np.array(chosen)), sample)
     # all rows, also where the sample held too few different ones
     chosen = far_rows(rows, n_clusters, rng)
     if len(chosen) < n_clusters:
@@ -41,7 +50,7 @@ def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator)
             f"different {'directions' if rows.metric == 'cosine' else 'points'}, as far as float32 tells. "
             "Ask for fewer clusters or remove duplicates"
         )
-    return rows.pick(np.array(chosen))
+    return Seeds(rows.pick(np.array(chosen)), rows)
 
 
 def far_rows(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> list[int]:

@@ -197,7 +197,7 @@ def test_inertia_within_one_percent_of_scikit_learn(n_clusters):
 @pytest.mark.parametrize("case", range(5))
 def test_same_start_same_labels_as_scikit_learn(case):
     rows = planted.clusters(n_rows=500, width=40, seed=case)[0].toarray()
-    seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 6, np.random.default_rng(case))
+    seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 6, np.random.default_rng(case)).centroids
     ours, _ = run(rows, seeds)
     theirs = KMeans(6, init=seeds, n_init=1, tol=0, max_iter=300, algorithm="lloyd").fit(rows)
     far = np.sort(np.square(rows[:, None] - theirs.cluster_centers_[None]).sum(axis=2), axis=1)
@@ -285,14 +285,16 @@ def test_parameters_out_of_range(parameter):
 class TestSeeding:
     def test_seeds_are_different_rows(self):
         rows = planted.pooled(50, 20)
-        seeds = seed_centroids(cluster_rows(sparse.csr_array(rows), "euclidean", "none"), 50, np.random.default_rng(0))
+        seeds = seed_centroids(
+            cluster_rows(sparse.csr_array(rows), "euclidean", "none"), 50, np.random.default_rng(0)
+        ).centroids
         assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows.toarray(), axis=0))
 
     def test_no_row_is_drawn_twice_whatever_rounding_says(self, monkeypatch):
         # as if a row's computed distance to itself were as large as any
         monkeypatch.setattr(ClusterRows, "distances", lambda rows, seeds: np.ones((len(rows), len(seeds)), "float32"))
         rows = planted.pooled(50, 20).toarray()
-        seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 50, np.random.default_rng(0))
+        seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 50, np.random.default_rng(0)).centroids
         assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows, axis=0))
 
     def test_far_groups_get_a_seed_each(self):
@@ -300,11 +302,11 @@ class TestSeeding:
         rows = np.repeat(centres, 30, axis=0) + np.random.default_rng(0).standard_normal((300, 10)).astype(np.float32)
         for seed in range(10):
             prepared = cluster_rows(rows, "euclidean", "none")
-            seeds = seed_centroids(prepared, 10, np.random.default_rng(seed))
+            seeds = seed_centroids(prepared, 10, np.random.default_rng(seed)).centroids
             assert sorted(seeds.argmax(axis=1)) == list(range(10))
 
     def test_a_sample_of_many_rows_is_enough(self, monkeypatch):
-        monkeypatch.setattr("saerl_fast.signals.seeding.SAMPLE_LEAST", 200)
+        monkeypatch.setattr("saerl_fast.signals.seeding.SAMPLE_LEAST", 100)
         rows = planted.clusters(3000, 60, 4)[0]
         seen = []
         monkeypatch.setattr(
@@ -312,13 +314,15 @@ class TestSeeding:
             "take",
             lambda rows, chosen, take=ClusterRows.take: (seen.append(len(chosen)), take(rows, chosen))[1],
         )
-        seeds = seed_centroids(cluster_rows(sparse.csr_array(rows), "cosine", "none"), 4, np.random.default_rng(0))
-        assert seen == [4 * 64]
+        seeds = seed_centroids(
+            cluster_rows(sparse.csr_array(rows), "cosine", "none"), 4, np.random.default_rng(0)
+        ).centroids
+        assert seen == [4 * 32]
         assert len(np.unique(StreamingKMeans(4, random_state=0).fit(rows).predict(seeds))) == 4
         # equal rows but for three: no sample holds them all, so all rows are looked at
         few = np.ones((3000, 2), dtype=np.float32)
         few[[10, 1000, 2000]] = [[1, 5], [5, 1], [9, 9.5]]
-        seeds = seed_centroids(cluster_rows(few, "euclidean", "none"), 4, np.random.default_rng(0))
+        seeds = seed_centroids(cluster_rows(few, "euclidean", "none"), 4, np.random.default_rng(0)).centroids
         assert len(np.unique(seeds, axis=0)) == 4
 
     @pytest.mark.parametrize("as_sparse", [True, False])
@@ -335,7 +339,7 @@ class TestSeeding:
         rows = np.zeros((500, 6), dtype=np.float32)
         rows[::50] = planted.pooled(10, 6, 0.9).toarray() + 0.1
         for seed in range(5):
-            seeds = seed_centroids(cluster_rows(rows, "cosine", "none"), 8, np.random.default_rng(seed))
+            seeds = seed_centroids(cluster_rows(rows, "cosine", "none"), 8, np.random.default_rng(seed)).centroids
             assert seeds.any(axis=1).all()
 
     @pytest.mark.parametrize("metric", METRICS)

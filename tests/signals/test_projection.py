@@ -1,5 +1,6 @@
 """FeatureProjection: against scikit-learn's TfidfTransformer and TruncatedSVD, its edges, and k-means behind it."""
 
+import json
 import logging
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.decomposition import TruncatedSVD
+from sklearn.exceptions import NotFittedError
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import adjusted_rand_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from saerl_fast.errors import InputError, NonFiniteError
+from saerl_fast.errors import FormatError, InputError, NonFiniteError, UnsafeFileError
 from saerl_fast.signals import FeatureProjection, StreamingKMeans
 from saerl_fast.signals.leading_directions import leading_directions
 from tests.signals import planted
@@ -222,3 +224,89 @@ class TestKMeansBehindIt:
             model.partial_fit(projection.transform(rows[start : start + 250]))
         assert model.counts_.sum() == 2000
         assert adjusted_rand_score(kind, model.predict(projection.transform(rows))) > 0.75
+
+
+class TestFiles:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        model = FeatureProjection(6, random_state=3).fit(planted.pooled(80, 30))
+        model.save(tmp_path / "p")
+        return model, tmp_path / "p"
+
+    def test_round_trip(self, saved):
+        model, folder = saved
+        loaded, rows = FeatureProjection.load(folder), planted.pooled(20, 30, seed=5)
+        assert np.array_equal(loaded.transform(rows), model.transform(rows))
+        assert np.array_equal(loaded.inverse_transform(np.eye(6)), model.inverse_transform(np.eye(6)))
+        assert loaded.get_params() == model.get_params()
+        assert list(loaded.get_feature_names_out()) == list(model.get_feature_names_out())
+        # fitting again draws as the first one did
+        assert np.array_equal(loaded.fit(planted.pooled(80, 30)).components_, model.components_)
+
+    def test_not_fitted_and_not_there(self, tmp_path):
+        with pytest.raises(NotFittedError):
+            FeatureProjection().save(tmp_path)
+        with pytest.raises(FormatError, match=r"wanted a folder with projection.json"):
+            FeatureProjection.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("part", "change", "message"),
+        [
+            ("parameters", {"n_components": 0}, "n_components must be at least 1"),
+            ("parameters", {"max_rows": True}, "max_rows has the wrong type"),
+            ("state", {"n_components": 7}, "do not fit together"),
+            ("state", {"n_features_in": 31}, r"components must be \[6, 31\]"),
+            ("state", {"more": 1}, "wanted an object with"),
+        ],
+        ids=str,
+    )
+    def test_a_changed_description(self, saved, part, change, message):
+        _, folder = saved
+        described = json.loads((folder / "projection.json").read_text())
+        described[part] |= change
+        (folder / "projection.json").write_text(json.dumps(described))
+        with pytest.raises(FormatError, match=message):
+            FeatureProjection.load(folder)
+
+    @pytest.mark.parametrize(("name", "value"), [("idf", 0.5), ("components", np.nan), ("singular_values", np.inf)])
+    def test_numbers_that_no_fit_gives(self, saved, name, value):
+        model, folder = saved
+        getattr(model, f"{name}_").flat[0] = value
+        model.save(folder)
+        with pytest.raises(FormatError, match=name):
+            FeatureProjection.load(folder)
+
+    def test_a_pickle_is_refused(self, saved):
+        _, folder = saved
+        (folder / "projection.safetensors").write_bytes(b"\x80\x04N.")
+        with pytest.raises(UnsafeFileError):
+            FeatureProjection.load(folder)
+
+
+class TestSample:
+    def test_a_sample_holds_nearly_what_all_rows_do(self):
+        rows, _ = planted.clusters(3000, 200, n_clusters=8)
+        held = [
+            np.square(FeatureProjection(8, max_rows=most, random_state=0).fit_transform(rows).astype(float)).sum()
+            for most in (400, 3000)
+        ]
+        assert 0.98 * held[1] < held[0] <= held[1] * (1 + 1e-4)
+
+    def test_weights_and_sizes_are_those_of_all_rows(self):
+        rows, _ = planted.clusters(3000, 200, n_clusters=8)
+        sampled, whole = (FeatureProjection(8, max_rows=most, random_state=0).fit(rows) for most in (1000, 3000))
+        assert np.array_equal(sampled.idf_, whole.idf_)
+        np.testing.assert_allclose(sampled.singular_values_[:3], whole.singular_values_[:3], rtol=0.05)
+
+    def test_a_sample_of_empty_rows_is_not_taken(self):
+        rows = np.zeros((300, 20), dtype=np.float32)
+        rows[7, 3] = 1
+        found = FeatureProjection(2, max_rows=5, random_state=0).fit(rows)
+        assert found.n_components_ == 1
+        assert found.transform(rows)[7] == pytest.approx(1)
+
+    def test_large_values_do_not_overflow(self):
+        rows = planted.pooled(60, 30)
+        small = FeatureProjection(4, value_transform="none", random_state=0)
+        projected = small.fit_transform(rows)
+        np.testing.assert_allclose(small.fit_transform(rows * np.float32(2.0**100)), projected, atol=1e-4)
