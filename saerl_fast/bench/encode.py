@@ -8,6 +8,7 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.bench import proof
+from saerl_fast.bench.activations import Reading, reading
 from saerl_fast.bench.contest import Contest
 from saerl_fast.bench.data import Encoder, encoder
 from saerl_fast.errors import BackendUnavailable, MissingDependency
@@ -44,33 +45,58 @@ def select(rows: int, latents: int, k: int) -> Contest:
     )
 
 
-def encode(rows: int, width: int, latents: int, k: int) -> Contest:
+def read_by(
+    *,
+    rows: int = 0,
+    width: int = 0,
+    latents: int = 0,
+    k: int = 0,
+    activations: str = "",
+    sae: str = "",
+    massive: int = 0,
+) -> Reading:
+    """Made-up inputs of a shape, or those of a file of activations and an SAE folder."""
+    if activations:
+        return reading(activations, sae, massive)
+    return Reading(encoder(rows, width, latents), k)
+
+
+def sizes_of(inputs: Encoder) -> dict[str, Any]:
+    return {"n_latents": len(inputs.w_enc), "width": inputs.x.shape[1]}
+
+
+def facts_of(inputs: Encoder, k: int) -> dict[str, int]:
+    return {"rows": len(inputs.x), "width": inputs.x.shape[1], "latents": len(inputs.w_enc), "k": k}
+
+
+def encode(**where: Any) -> Contest:
     """The default backend against three torch calls."""
-    inputs = encoder(rows, width, latents)
+    inputs, k = read_by(**where)
     w, bias = inputs.w_enc.T, torch.addmv(inputs.b_enc, inputs.w_enc, inputs.b_dec, alpha=-1)
     return Contest(
         ours=lambda: _encode(inputs, k, None),
         # b_dec is folded into the bias beforehand: one pass less than ours
         baselines={"torch addmm + relu + topk": lambda: torch.addmm(bias, inputs.x, w).relu_().topk(k, dim=1)},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=backend_of("topk_encode", k=k, n_latents=latents, width=width),
+        backend=backend_of("topk_encode", k=k, **sizes_of(inputs)),
+        facts=facts_of(inputs, k),
     )
 
 
-def encode_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
+def encode_over_gemm(**where: Any) -> Contest:
     """Backend cpu_int8, which needs no float32 product, against that product alone."""
-    return _over_gemm("cpu_int8", rows, width, latents, k)
+    return _over_gemm("cpu_int8", *read_by(**where))
 
 
-def encode_fp32_over_gemm(rows: int, width: int, latents: int, k: int) -> Contest:
+def encode_fp32_over_gemm(**where: Any) -> Contest:
     """Backend cpu against the float32 matrix product alone."""
-    return _over_gemm("cpu", rows, width, latents, k)
+    return _over_gemm("cpu", *read_by(**where))
 
 
-def _over_gemm(want: str, rows: int, width: int, latents: int, k: int) -> Contest:
+def _over_gemm(want: str, inputs: Encoder, k: int) -> Contest:
     """A backend against the float32 matrix product into memory that is already there."""
-    inputs = encoder(rows, width, latents)
-    backend = backend_of("topk_encode", want, k=k, n_latents=latents, width=width)
+    rows, latents = len(inputs.x), len(inputs.w_enc)
+    backend = backend_of("topk_encode", want, k=k, **sizes_of(inputs))
     dense, buffer = torch.empty(rows, latents), torch.empty(rows * min(GEMM_BLOCK, latents))
 
     def in_blocks() -> None:
@@ -85,6 +111,7 @@ def _over_gemm(want: str, rows: int, width: int, latents: int, k: int) -> Contes
         },
         prove=lambda codes: proof.encoded(codes, inputs, k),
         backend=backend,
+        facts=facts_of(inputs, k),
     )
 
 
@@ -92,7 +119,7 @@ def _encode(inputs: Encoder, k: int, backend: str | None) -> TopKCodes:
     return ops.topk_encode(inputs.x, inputs.w_enc, inputs.b_enc, k, b_dec=inputs.b_dec, backend=backend)
 
 
-def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
+def encode_vs_sae_lens(**where: Any) -> Contest:
     """SAE.encode against TopKSAE.encode with the same weights, with the peak memory of both."""
     try:
         from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
@@ -100,7 +127,8 @@ def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
         raise MissingDependency(
             f"sae-lens is needed for this row: {error}. pip install 'saerl-fast[sae-lens]'"
         ) from error
-    inputs = encoder(rows, width, latents)
+    inputs, k = read_by(**where)
+    latents, width = inputs.w_enc.shape
     ours = SAE(inputs.w_enc, inputs.b_enc, inputs.w_enc, inputs.b_dec, kind="topk", k=k)
     theirs = TopKSAE(
         TopKSAEConfig(d_in=width, d_sae=latents, k=k, apply_b_dec_to_input=True, dtype="float32", device="cpu")
@@ -116,7 +144,8 @@ def encode_vs_sae_lens(rows: int, width: int, latents: int, k: int) -> Contest:
         ours=lambda: ours.encode(inputs.x),
         baselines={"sae_lens TopKSAE.encode": their_encode},
         prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=backend_of("topk_encode", k=k, n_latents=latents, width=width),
+        backend=backend_of("topk_encode", k=k, **sizes_of(inputs)),
+        facts=facts_of(inputs, k),
         memory=True,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,15 @@ EFFORT = {"full": Effort(30, 120), "quick": Effort(9, 8), "tiny": Effort(2, 5)}
 
 
 @dataclass(frozen=True)
+class Real:
+    """Real inputs: a folder of features, a file of activations with the folder of its SAE, or both."""
+
+    features: str | None = None
+    activations: str | None = None
+    sae: str | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """A contest, and the shapes it is held at."""
 
@@ -47,10 +57,16 @@ class Row:
     tiny: tuple[Shape, ...]
     real: tuple[Shape, ...] = ()
     """Shapes besides, for a folder of real features."""
+    read: tuple[Shape, ...] = ()
+    """Shapes besides, for a file of real activations and the SAE that reads them."""
 
-    def shapes(self, size: Size, features: str | None = None) -> tuple[Shape, ...]:
-        made_up = {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
-        return made_up if features is None else made_up + tuple(shape | {"features": features} for shape in self.real)
+    def shapes(self, size: Size, real: Real | None = None) -> tuple[Shape, ...]:
+        found = {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
+        if real and real.features is not None:
+            found += tuple(shape | {"features": real.features} for shape in self.real)
+        if real and real.activations is not None:
+            found += tuple(shape | {"activations": real.activations, "sae": real.sae} for shape in self.read)
+        return found
 
 
 def grid(**sides: Iterable[Any]) -> tuple[Shape, ...]:
@@ -61,6 +77,7 @@ def grid(**sides: Iterable[Any]) -> tuple[Shape, ...]:
 _ENCODE = grid(rows=[2048], width=[1536], latents=[24576], k=[64])
 _THRESHOLD = grid(rows=[2048], width=[1536], latents=[24576], l0=[64])
 _ENCODE_TINY = grid(rows=[70], width=[24], latents=[300], k=[8])
+_READ = grid(massive=[0, 4])
 _POOL = grid(samples=[2000], shortest=[50], longest=[400], k=[32], latents=[24576])
 _KMEANS: dict[str, list[Any]] = {"clusters": [64, 256], "density": [0.03, 0.10, 0.20]}
 _FIT = grid(rows=[20000], latents=[4096], density=[0.20], clusters=[64], components=[128])
@@ -74,10 +91,10 @@ ROWS: dict[str, Row] = {
         quick=grid(rows=[512], latents=[24576, 49152], k=[64]),
         tiny=grid(rows=[5], latents=[300], k=[8]),
     ),
-    "encode": Row(encode, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
-    "encode_over_gemm": Row(encode_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
-    "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
-    "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY),
+    "encode": Row(encode, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
+    "encode_over_gemm": Row(encode_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
+    "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
+    "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
     "threshold_encode": Row(
         threshold_encode,
         full=_THRESHOLD,
@@ -107,13 +124,13 @@ def run_suite(
     *,
     only: Iterable[str] = (),
     threads: int | None = None,
-    features: str | None = None,
+    real: Real | None = None,
     report: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Run the rows named in `only` (all without it) and return {"machine": ..., "results": [...]}.
 
-    threads: for torch and for our kernels (torch's number without it). features: a folder of real
-    features, for the rows that can be run on them besides. `report` is called with each result.
+    threads: for torch and for our kernels (torch's number without it). real: what
+    rows that can be are run on besides. `report` is called with each result.
 
     A result holds name, shape and, where our result was proved: exact (true), backend, threads, rounds, ours_ms,
     baseline, baseline_ms, ratio (baseline / ours, medians of wall-clock time), the same from processor time
@@ -128,7 +145,7 @@ def run_suite(
     threads = threads or torch.get_num_threads()
     about: dict[str, Any] = {"suite": "cpu", "size": size, "machine": machine(threads), "results": []}
     for name in names:
-        for shape in ROWS[name].shapes(size, features):
+        for shape in ROWS[name].shapes(size, real):
             logger.info("%s %s", name, shape)
             result = run_row(name, shape, EFFORT[size], threads)
             about["results"].append(result)
@@ -139,7 +156,9 @@ def run_suite(
 
 def run_row(name: str, shape: Shape, effort: Effort, threads: int) -> dict[str, Any]:
     """One result, as `run_suite` describes it."""
-    result: dict[str, Any] = {"name": name, "shape": shape}
+    # a result is read elsewhere: of a file or folder it keeps the name
+    named = {key: Path(value).name if isinstance(value, str) else value for key, value in shape.items()}
+    result: dict[str, Any] = {"name": name, "shape": named}
     with torch_threads(threads):
         try:
             contest = ROWS[name].contest(**shape)

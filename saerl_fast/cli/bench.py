@@ -20,6 +20,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="ROWS", help="rows to run, with commas between: select,encode")
     parser.add_argument("--threads", type=int, help="threads (default: torch's number)")
     parser.add_argument("--features", metavar="DIR", help="a feature folder: k-means fits on real features besides")
+    parser.add_argument("--activations", metavar="FILE", help="real activations (safetensors): encode rows besides")
+    parser.add_argument("--sae", metavar="DIR", help="the TopK SAE that reads them")
     parser.add_argument("--json", metavar="FILE", help="write machine and results to FILE")
 
 
@@ -31,8 +33,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--quick and --tiny were both given; choose one")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}")
-    if args.suite == "gpu" and args.features:
-        raise InputError("--features goes with --suite cpu: the GPU suite makes its own rows")
+    if args.suite == "gpu" and (args.features or args.activations):
+        raise InputError("--features and --activations go with --suite cpu: the GPU suite makes its own rows")
+    if (args.activations is None) != (args.sae is None):
+        raise InputError("--activations FILE and --sae DIR belong together; only one was given")
     found = run_suite_of(args)
     write(args.json, found)
     about = found["machine"]
@@ -59,9 +63,10 @@ def run_suite_of(args: argparse.Namespace) -> dict[str, Any]:
         from saerl_fast.bench.gpu_suite import run_gpu_suite
 
         return run_gpu_suite(size, only=only, threads=args.threads, report=report, keep=keep)
-    from saerl_fast.bench.suite import run_suite
+    from saerl_fast.bench.suite import Real, run_suite
 
-    return run_suite(size, only=only, threads=args.threads, features=args.features, report=report)
+    real = Real(args.features, args.activations, args.sae)
+    return run_suite(size, only=only, threads=args.threads, real=real, report=report)
 
 
 def write(file: str | None, found: dict[str, Any]) -> None:

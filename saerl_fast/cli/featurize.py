@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saerl_fast.ops import ScreeningCounts
 
 SUMMARY = "texts to SAE features"
 
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from saerl_fast.errors import InputError
     from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
     from saerl_fast.featurizer import featurize
+    from saerl_fast.ops import screening_counts
 
     rows = read_table(args.data)
     fields = [field for field in (args.text_field, args.completion_field) if field is not None]
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         source["completion_field"] = args.completion_field
     if Path(args.data).is_file():
         source |= {"data": str(Path(args.data).resolve()), "sha256": hash_file(args.data)}
+    before = screening_counts()
     features = featurize(
         texts_of(rows, args.text_field, args.completion_field),
         args.model,
@@ -90,4 +95,15 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{n} {status}" for status, n in features.status_counts().items())
     mean = features.nnz / max(1, len(features))
     print(f"{args.out}: {len(features)} rows ({counts}), {mean:.1f} of {features.n_features} features a row")
+    if said := screened_since(before):
+        print(said)
     return 0
+
+
+def screened_since(before: ScreeningCounts) -> str | None:
+    """How many rows of activations int8 screening took since, and how many of them it scored whole; None for none."""
+    from saerl_fast.ops import screening_counts
+
+    after = screening_counts()
+    rows, whole = after.rows - before.rows, after.whole_rows - before.whole_rows
+    return f"int8 screening: {rows:,} token rows encoded, {whole:,} of them scored whole" if rows else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saerl_fast.errors import FormatError, SaerlError
-from saerl_fast.signals.estimator_files import NUMBER, EstimatorFormat, check_array
+from saerl_fast.signals.estimator_files import NUMBER, Arrays, EstimatorFormat, check_array
 
 if TYPE_CHECKING:
     from saerl_fast.signals.kmeans import StreamingKMeans
@@ -39,7 +39,7 @@ def save_kmeans(estimator: StreamingKMeans, folder: str | os.PathLike[str]) -> N
     from sklearn.utils.validation import check_is_fitted
 
     check_is_fitted(estimator)
-    arrays = {
+    arrays: Arrays = {
         "centroids": estimator.cluster_centers_,
         "means": estimator.means_,
         "counts": estimator.counts_,

@@ -181,8 +181,10 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """|w| of each row."""
         largest = np.abs(rows.data).max(initial=0)
         dtype = np.float32 if largest < LARGE else np.float64
-        squares, weights = np.square(rows.data, dtype=dtype), np.square(self.idf_).astype(dtype)
-        squared = sparse.csr_array((squares, rows.indices, rows.indptr), shape=rows.shape) @ weights
+        squares: Any = sparse.csr_array(
+            (np.square(rows.data, dtype=dtype), rows.indices, rows.indptr), shape=rows.shape
+        )
+        squared = squares @ np.square(self.idf_).astype(dtype)
         found: NDArray[np.float64] = np.sqrt(squared.astype(np.float64))
         return found
 

@@ -119,3 +119,58 @@ def test_without_the_compiled_kernels_the_row_says_so(monkeypatch, name):
 def test_an_unknown_row_is_named():
     with pytest.raises(InputError, match=r"no rows named \['speed'\].*select, encode"):
         run_suite("tiny", only=["select", "speed"])
+
+
+@pytest.fixture
+def real_activations(tmp_path):
+    """A file of activations that a small TopK SAE reads, and the folder of this SAE."""
+    from safetensors.torch import save_file
+
+    from saerl_fast.bench.data import encoder
+    from saerl_fast.formats import save_sae
+    from saerl_fast.sae import SAE
+
+    made = encoder(50, 24, 300)
+    sae = SAE(made.w_enc, made.b_enc, 2 * made.w_enc, made.b_dec, kind="topk", k=8, rescale_by_decoder_norm=True)
+    save_sae(sae, tmp_path / "sae")
+    save_file({"activations": made.x}, tmp_path / "x.safetensors")
+    return suite.Real(activations=str(tmp_path / "x.safetensors"), sae=str(tmp_path / "sae"))
+
+
+def test_encode_rows_on_real_activations(real_activations):
+    found = run_suite("tiny", only=["encode"], real=real_activations)["results"]
+    assert [result["shape"] for result in found[1:]] == [
+        {"massive": massive, "activations": "x.safetensors", "sae": "sae"} for massive in (0, 4)
+    ]
+    for result in found[1:]:
+        assert result["exact"] is True
+        assert (result["rows"], result["width"], result["latents"], result["k"]) == (50, 24, 300, 8)
+
+
+def test_massive_channels_are_made_and_decoder_norms_folded(real_activations):
+    from saerl_fast.bench.activations import reading
+    from saerl_fast.formats import load_sae
+
+    plain, massive = (reading(real_activations.activations, real_activations.sae, number) for number in (0, 4))
+    assert ((massive.encoder.x / plain.encoder.x).median(dim=0).values > 50).nonzero().flatten().tolist() == [
+        0,
+        6,
+        12,
+        18,
+    ]
+    sae = load_sae(real_activations.sae)
+    codes = sae.encode(plain.encoder.x)
+    inputs = plain.encoder
+    h = (inputs.x - inputs.b_dec) @ inputs.w_enc.T + inputs.b_enc
+    torch.testing.assert_close(codes.values, h.topk(8, dim=1).values.clamp(min=0), rtol=1e-4, atol=1e-4)
+
+
+def test_another_tensor_or_kind_is_refused(real_activations, tmp_path):
+    from safetensors.torch import save_file
+
+    from saerl_fast.bench.activations import reading
+    from saerl_fast.errors import FormatError
+
+    save_file({"x": torch.zeros(3, 24)}, tmp_path / "y.safetensors")
+    with pytest.raises(FormatError, match="unexpected tensors"):
+        reading(str(tmp_path / "y.safetensors"), real_activations.sae, 0)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from saerl_fast.cli import main
 from saerl_fast.curriculum import BatchPlan
@@ -266,3 +267,19 @@ def test_ids_that_do_not_name_every_row_once(caplog):
     assert choose_ids([{"id": "a"}, {"id": "a"}]) == ([0, 1], None)
     assert "does not name every row once" in caplog.text
     assert choose_ids([{}, {}]) == ([0, 1], None)
+
+
+def test_featurize_says_what_screening_did():
+    from saerl_fast.cli.featurize import screened_since
+    from saerl_fast.kernels import int8_product
+    from saerl_fast.ops import screening_counts
+    from tests.kernels.int8_cases import encode, zipf_encoder
+
+    before = screening_counts()
+    assert screened_since(before) is None
+    if int8_product.missing():
+        pytest.skip(str(int8_product.missing()))
+    arguments = zipf_encoder(5, 64, 600)
+    arguments["x"][3] = torch.inf
+    encode(arguments, 4)
+    assert screened_since(before) == "int8 screening: 5 token rows encoded, 1 of them scored whole"
