@@ -55,7 +55,7 @@ def test_batched_equals_single(truth, side, pad):
     assert float((found.double() - rows).abs().max()) <= bound
 
 
-def test_the_rule_sees_a_wrong_mask_and_wrong_positions(truth):
+def test_the_rule_sees_a_mask_that_lets_padding_in(truth):
     family, rows, error = truth
     model, hook = families.model(family), block_output(tiny.LAYERS - 1)
     batch = collate(texts(), 2, "left", torch.device("cpu"))
