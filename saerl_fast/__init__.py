@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "accelerate": "saerl_fast.accelerated",
     "featurize": "saerl_fast.featurizer",
     "SparseFeatures": "saerl_fast.features",
     "SAE": "saerl_fast.sae",
@@ -42,6 +43,7 @@ __all__ = [
     "SparseFeatures",
     "StreamingKMeans",
     "__version__",
+    "accelerate",
     "errors",
     "featurize",
     "load_features",
@@ -52,6 +54,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from saerl_fast import errors, ops
+    from saerl_fast.accelerated import accelerate
     from saerl_fast.curriculum import BatchPlan, make_plan
     from saerl_fast.extract.store import load_features
     from saerl_fast.features import SparseFeatures

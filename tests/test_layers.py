@@ -21,7 +21,7 @@ LAYERS = [
     ["sae", "features"],
     ["formats"],
     ["extract"],
-    ["featurizer", "train_sae"],
+    ["featurizer", "train_sae", "accelerated"],
     ["signals"],
     ["steer"],
     ["curriculum"],
@@ -135,6 +135,6 @@ def test_no_module_shadows_a_public_function():
         "import importlib, pkgutil, saerl_fast\n"
         "for found in pkgutil.iter_modules(saerl_fast.__path__):\n"
         "    if found.name != '_native': importlib.import_module('saerl_fast.' + found.name)\n"
-        "print(callable(saerl_fast.featurize), callable(saerl_fast.make_plan))"
+        "print(callable(saerl_fast.featurize), callable(saerl_fast.make_plan), callable(saerl_fast.accelerate))"
     )
-    assert run(code) == "True True"
+    assert run(code) == "True True True"

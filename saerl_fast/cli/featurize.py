@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-field", required=True, help="column of texts, or of chat messages")
     parser.add_argument("--completion-field", help="column of completions; --text-field then names the prompts")
     parser.add_argument("--model", required=True, help="reader model: a folder or a hub id")
-    parser.add_argument("--sae", required=True, help="SAE folder (sae-lens form)")
+    parser.add_argument("--sae", required=True, help="SAE folder, or RELEASE/SAE_ID of sae-lens")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--layer", type=int, help="block whose output is read, from 0 (default: the SAE's own hook)")
     parser.add_argument("--hook", help="the place to read: blocks.3.hook_mlp_out, or a module path")
