@@ -5,6 +5,7 @@ At the sizes "full" and "quick" it needs a CUDA device; "tiny" runs anywhere, an
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -118,6 +119,7 @@ def run_gpu_suite(
             report(result)
             keep(found)
             if device.type == "cuda":
+                gc.collect()  # models hold references to themselves
                 torch.cuda.empty_cache()
     about["load_at_end"] = load()
     return found
