@@ -151,7 +151,7 @@ def _nearest(
         if isinstance(rows, Tensor):
             nearest_dense_kernel[(triton.cdiv(len(rows), 64),)](
                 rows, centres.contiguous(), bias, factor, *found, len(rows), n_latents, n_clusters, *rows.stride(),
-                ROWS=64, TILE=min(tile, 64), CHANNELS=16, num_warps=8,
+                ROWS=64, TILE=min(tile, 32), CHANNELS=16, num_warps=8,
             )  # fmt: skip
             return
         table = centres.T.contiguous()

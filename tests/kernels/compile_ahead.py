@@ -37,7 +37,7 @@ NEAREST = {
 SPARSE = {
     "indptr": LONG, "columns": INT, "values": FLOAT, "table": FLOAT, "n_entries": "i64", "stride": "i64"
 }  # fmt: skip
-DENSE = {"centroids": FLOAT, "n_rows": "i64", "row_stride": "i64", "column_stride": "i32"}
+DENSE = {"centroids": FLOAT, "n_rows": "i64", "row_stride": "i64"}
 DOTS = {
     "indptr": LONG, "sources": INT, "x": FLOAT, "table": HALF, "dots": FLOAT, "n_entries": "i64", "n_sources": "i32",
     "width": "i32", "x_stride": "i64", "stride": "i64",
@@ -57,19 +57,32 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         {"HAS_TARGETS": True, "HAS_WEIGHTS": False, "HAS_BIAS": False, "BLOCK": 256},
         4,
     ),
+    # Triton makes a constant of every number that is 1
+    "one_column": (
+        gathered_sums.sum_pieces_kernel,
+        {name: kind for name, kind in SUM.items() if name not in ("width", "n_out")} | {"table": FLOAT},
+        {"HAS_TARGETS": True, "HAS_WEIGHTS": True, "HAS_BIAS": True, "BLOCK": 16, "width": 1, "n_out": 1},
+        4,
+    ),
+    "one_cluster": (
+        kmeans_triton.nearest_sparse_kernel,
+        {name: kind for name, kind in (NEAREST | SPARSE).items() if name not in ("n_clusters", "n_latents")},
+        {"TILE": 16, "ENTRIES": 256, "n_clusters": 1, "n_latents": 1},
+        4,
+    ),
     "add_parts": (gathered_sums.add_parts_kernel, PARTS, {"BLOCK": 512}, 4),
     "dots": (gathered_sums.dots_kernel, DOTS, {"ENTRIES": 8, "BLOCK": 256}, 4),
     "assign_sparse": (kmeans_triton.nearest_sparse_kernel, NEAREST | SPARSE, {"TILE": 256, "ENTRIES": 256}, 4),
     "assign_dense": (
         kmeans_triton.nearest_dense_kernel,
         NEAREST | DENSE | {"rows": FLOAT},
-        {"ROWS": 64, "TILE": 64, "CHANNELS": 16},
+        {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1},
         8,
     ),
     "assign_dense_bfloat16": (
         kmeans_triton.nearest_dense_kernel,
         NEAREST | DENSE | {"rows": HALF},
-        {"ROWS": 64, "TILE": 64, "CHANNELS": 16},
+        {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1},
         8,
     ),
 }
