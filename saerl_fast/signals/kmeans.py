@@ -65,7 +65,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         metric: str = "cosine",
         value_transform: str = "none",
         max_iter: int = 100,
-        tol: float = 3e-4,
+        tol: float = 1e-3,
         n_init: int = 1,
         decay: float = 1.0,
         reassignment_ratio: float = 0.05,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saerl_fast.bench import kmeans_fit as bench
-from saerl_fast.bench.suite import EFFORT, ROWS, run_row
+from saerl_fast.bench.suite import EFFORT, ROWS, Real, run_row
 
 TINY = {"rows": 400, "latents": 200, "density": 0.2}
 
@@ -53,8 +53,8 @@ def test_inertia_by_hand():
 
 def test_real_features_are_run_besides():
     fit = ROWS["kmeans_fit"]
-    assert fit.shapes("tiny", "somewhere") == fit.tiny + tuple(s | {"features": "somewhere"} for s in fit.real)
-    assert ROWS["pool"].shapes("tiny", "somewhere") == ROWS["pool"].tiny
+    assert fit.shapes("tiny", Real("somewhere")) == fit.tiny + tuple(s | {"features": "somewhere"} for s in fit.real)
+    assert ROWS["pool"].shapes("tiny", Real("somewhere")) == ROWS["pool"].tiny
 
 
 def test_the_fit_is_timed_over_its_seeds(monkeypatch):
