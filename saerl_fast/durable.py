@@ -1,4 +1,8 @@
-"""Files that are there whole or not at all, and a folder that one process writes at a time."""
+"""Files that are there whole or not at all, and a folder that one process writes at a time.
+
+Every change of the disk is a call of ``os`` made here: a test that stands in for ``os`` sees all of them, and can stop
+or refuse any one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +30,19 @@ from saerl_fast.errors import (
     StoreBusyError,
 )
 
+logger = logging.getLogger(__name__)
+
 LOCK = "LOCK"
 _NEARLY_NOTHING = 2**16
 """Bytes free below which a failed write is put down to the full disk."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CANNOT = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems answer that have no links (some FUSE, FAT) or no locks."""
 
 
 def write_once(path: Path, content: bytes) -> None:
     """Commit a file under its final name, synced; an existing file is never replaced (FileExistsError)."""
-    _write(path, content, os.link)
+    _write(path, content, _name_once)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -44,30 +55,109 @@ def replace(path: Path, content: bytes) -> None:
     _write(path, content, os.replace)
 
 
-def _write(path: Path, content: bytes, commit: Any) -> None:
+def share(source: Path, path: Path) -> None:
+    """Give a committed file a second name, or a copy where no link can be made; FileExistsError as in write_once."""
+    with _naming_full(path, source.stat().st_size):
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if error.errno not in (*_CANNOT, errno.EXDEV, errno.EMLINK):
+                raise
+            write_once(path, source.read_bytes())
+            return
+        sync_folder(path.parent)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a file into a folder, under a name that nothing there has; both folders synced. Returns where it is now."""
+    make_folder(folder)
+    number = 0
+    while (target := folder / f"{path.name}.{number}").exists():
+        number += 1
+    with _naming_full(target):
+        os.rename(path, target)
+        sync_folder(folder)
+        sync_folder(path.parent)
+    return target
+
+
+def make_folder(folder: Path) -> None:
+    """A folder and those above it, each entered in its parent for good."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with _naming_full(folder):
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+    sync_folder(folder.parent)
+
+
+def _write(path: Path, content: bytes, commit: Callable[[Path, Path], None]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        commit(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise disk_full(error, path, len(content)) from error
+        with _naming_full(path, len(content)):
+            _write_synced(temporary, content)
+            commit(temporary, path)
+            _discard(temporary)
+            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _name_once(temporary: Path, path: Path) -> None:
+    """The final name for a complete file; FileExistsError where it is taken."""
+    try:
+        os.link(temporary, path)
+    except FileNotFoundError:
+        raise StoreBusyError(
+            f"{path.parent}: {temporary.name} is gone: another process is writing this folder, or cleaned it up"
+        ) from None
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        _claim_and_rename(temporary, path)
+
+
+def _claim_and_rename(temporary: Path, path: Path) -> None:
+    """The same without links: a rename would replace a file, so the right to do it is claimed first."""
+    claim = path.with_name(f"{path.name}.claim.tmp")
+    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(temporary, path)
+    finally:
+        _discard(claim)
+
+
+def _discard(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def disk_full(error: OSError, path: Path, size: int | None = None) -> OSError:
-    """DiskFullError where the error is of a full disk or quota, else the error itself."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    """DiskFullError where the error is of a full disk, a quota or a limit on file sizes, else the error itself."""
+    if error.errno not in _FULL:
         return error
     needs = "more room" if size is None else f"{size} bytes"
+    cause = "the limit on file sizes is reached" if error.errno == errno.EFBIG else "the disk is full"
     return DiskFullError(
         error.errno,
-        f"the disk is full: {path} needs {needs}. What was committed is intact; make room and run the same "
-        "command again.",
+        f"{cause}: {path} needs {needs}. What was committed is intact; make room and run the same command again.",
     )
 
 
@@ -79,7 +169,7 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(error, OSError) and error.errno in _FULL
         if isinstance(error, SaerlError) or not (full or shutil.disk_usage(folder).free < _NEARLY_NOTHING):
             raise
         raise disk_full(OSError(errno.ENOSPC, str(error)), folder) from error
@@ -88,29 +178,74 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming_full(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; StoreBusyError where another process holds it. Left-over temporary files go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # not truncated on opening: the holder's note must survive our asking
-    with open(folder / LOCK, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise StoreBusyError(f"{folder}: another process is writing this folder ({lock.read().strip()})") from None
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        for stale in folder.rglob("*.tmp"):
-            if stale.is_file():
-                stale.unlink()
+    """Hold the folder's lock; StoreBusyError where another process holds it. Left-over temporary files go.
+
+    On a file system without locks a warning is logged and the work goes on: names are still given once only.
+    """
+    with _naming_full(folder):
+        make_folder(folder)
+        descriptor = _lock(folder)
+    try:
+        with _naming_full(folder):
+            os.ftruncate(descriptor, 0)
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
+            _remove_left_overs(folder)
         yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming_full(path: Path, size: int | None = None) -> Iterator[None]:
+    """Our own calls of ``os``: what they raise on a full disk, as DiskFullError."""
+    try:
+        yield
+    except OSError as error:
+        found = disk_full(error, path, size)
+        if found is error or isinstance(error, DiskFullError):
+            raise
+        raise found from error
+
+
+def _lock(folder: Path) -> int:
+    """An open, locked LOCK; never truncated on opening, so that its holder's note survives our asking."""
+    path = folder / LOCK
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise StoreBusyError(f"{folder}: another process is writing this folder ({note or 'no note'})") from None
+        except OSError as error:
+            if error.errno not in (*_CANNOT, errno.ENOLCK):
+                os.close(descriptor)
+                raise
+            logger.warning("%s: no locks on this file system (%s); start one writer only", folder, error.strerror)
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # deleted between opening and locking: what we hold locks nobody out
+
+
+def _remove_left_overs(folder: Path) -> None:
+    """Temporary files of a writer that died; folders with a lock of their own are another's."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(place, name, LOCK).exists()]
+        for name in files:
+            if name.endswith(".tmp"):
+                _discard(Path(place, name))
 
 
 def enter_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -125,11 +260,16 @@ def enter_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if not isinstance(found, dict):
         raise FormatError(f"{path}: wanted an object 'fingerprint', got {found!r:.80}")
     wanted = json.loads(json.dumps(manifest["fingerprint"], default=str))
+    refuse_another_job(path.parent, found, wanted)
+
+
+def refuse_another_job(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """JobMismatchError with the keys in which the fingerprint of a folder and that of this run differ."""
     differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if differing:
         lines = [f"  {key}: folder {found.get(key)!r:.200}, this run {wanted.get(key)!r:.200}" for key in differing]
         raise JobMismatchError(
-            f"{path.parent} belongs to another job. Choose another folder, or delete this one.\n" + "\n".join(lines)
+            f"{folder} belongs to another job. Choose another folder, or delete this one.\n" + "\n".join(lines)
         )
 
 

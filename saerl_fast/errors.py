@@ -29,6 +29,10 @@ class BackendUnavailable(SaerlError, RuntimeError):
     """The backend asked for cannot run this call; the message lists the reason for each one tried."""
 
 
+class DeviceMemoryError(SaerlError, RuntimeError):
+    """A single text does not fit into the memory of the device; the message gives sizes and what to change."""
+
+
 class MissingDependency(SaerlError, ImportError):
     """An optional package is needed for this call; the message says how to install it."""
 

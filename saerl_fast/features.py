@@ -236,10 +236,16 @@ class SparseFeatures:
             "status": "uint8",
             "ids": "uint8",
         }
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        from saerl_fast.formats.safetensors_file import as_arrays
+
+        arrays = as_arrays(tensors, origin)
         for name, dtype in wanted.items():
             if name not in arrays or arrays[name].ndim != 1 or (dtype and str(arrays[name].dtype) != dtype):
                 raise FormatError(f"{origin}: array {name} is missing or not a vector of {dtype or 'floats'}")
+        if arrays["values"].dtype not in (np.float32, np.float16) or (
+            "hidden" in arrays and arrays["hidden"].dtype != np.float32
+        ):
+            raise FormatError(f"{origin}: values must be float32 or float16, hidden states float32")
         if arrays["status"].size and int(arrays["status"].max()) >= len(STATUSES):
             raise FormatError(f"{origin}: unknown status code {int(arrays['status'].max())}")
         if type(note.get("n_features")) is not int or not isinstance(note.get("provenance"), dict):

@@ -1,15 +1,14 @@
 """featurize: texts in, one sparse SAE row per text out.
 
-It reads and checks what it was given, names the job, and has every shard computed (extract/shard.py), or read back
-where a folder holds it already.
+It reads and checks what it was given and names the job; every shard is then computed, or read back where a folder
+holds it already (extract/run.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,13 +17,12 @@ from torch import nn
 from saerl_fast.errors import InputError
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
+from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
-from saerl_fast.extract.reader import Reader, make_reader
-from saerl_fast.extract.sanity import report_sanity
-from saerl_fast.extract.settings import LongTexts, Pool, Reading, Settings, check_settings, job_fingerprint
-from saerl_fast.extract.shard import featurize_shard
-from saerl_fast.extract.store import Job, StoreWriter, read_shard
+from saerl_fast.extract.reader import make_reader
+from saerl_fast.extract.run import EachShard, Task, compute_features, write_features
+from saerl_fast.extract.settings import LongTexts, Pool, Reading, check_settings, job_fingerprint
 from saerl_fast.extract.tokens import Text, refuse_long
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats import load_sae
@@ -32,8 +30,6 @@ from saerl_fast.sae import SAE
 
 if TYPE_CHECKING:
     import datasets
-
-logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 1024
 
@@ -51,6 +47,7 @@ def featurize(
     text_field: str | None = None,
     completion_field: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    part: tuple[int, int] | None = None,
     keep_hidden: bool = False,
     include_special: bool = False,
     pool_over: PoolOver = "all",
@@ -64,7 +61,7 @@ def featurize(
     shard_rows: int = SHARD_ROWS,
     padding_side: Literal["right", "left"] = "right",
     packing: Wish = "auto",
-    each_shard: Callable[[SparseFeatures], object] | None = None,
+    each_shard: EachShard | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
     dtype: torch.dtype | None = None,
@@ -92,6 +89,8 @@ def featurize(
         every window_stride tokens (extract/windows.py has the definition); both mark them in ``status``. "error"
         refuses them before anything is computed.
     out: a folder to write, shard by shard; a run that was killed continues there, a finished one is read.
+    part: (i, n) computes every n-th shard from the i-th on, counted from 0, into a folder of its own inside ``out``,
+        and returns those rows; ``merge_parts(out)`` joins the shares of all workers.
     keep_hidden: also keep the mean hidden state over the same tokens, float32 [S, D].
     ids: one unique id per text; default the dataset's column ``id`` where it names every row once, else 0, 1, 2 ...
     columns, source: kept in the folder beside the rows; columns is one dict a text.
@@ -110,6 +109,86 @@ def featurize(
 
     Raises InputError, ModelMismatchError, UnsafeFileError, NonFiniteError, and the errors of the store.
     Warns (MismatchWarning) where the SAE was made for another model.
+    """
+    task = make_task(
+        texts,
+        model,
+        sae,
+        tokenizer=tokenizer,
+        layer=layer,
+        hook=hook,
+        pool=pool,
+        max_length=max_length,
+        text_field=text_field,
+        completion_field=completion_field,
+        keep_hidden=keep_hidden,
+        include_special=include_special,
+        pool_over=pool_over,
+        skip_first=skip_first,
+        long_texts=long_texts,
+        window_stride=window_stride,
+        ids=ids,
+        columns=columns,
+        source=source,
+        tokens_per_batch=tokens_per_batch,
+        shard_rows=shard_rows,
+        padding_side=padding_side,
+        packing=packing,
+        device=device,
+        device_map=device_map,
+        dtype=dtype,
+        on_nonfinite=on_nonfinite,
+    )
+    if out is None:
+        if part is not None:
+            raise InputError("part=(i, n) computes a share of a job into a folder; pass out=DIR too")
+        return compute_features(task, each_shard=each_shard, progress=progress)
+    parts: list[SparseFeatures] = []
+
+    def keep(rows: SparseFeatures) -> None:
+        parts.append(rows)
+        if each_shard is not None:
+            each_shard(rows)
+
+    write_features(task, out, part=WHOLE if part is None else Part(*part), each_shard=keep, progress=progress)
+    if not parts:
+        raise InputError(f"share {part} of {task.job.shards} shards is empty; take fewer shares")
+    return SparseFeatures.concatenate(parts)
+
+
+def make_task(
+    texts: Sequence[Text] | datasets.Dataset,
+    model: nn.Module | str | os.PathLike[str],
+    sae: SAE | str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    layer: int | None = None,
+    hook: str | None = None,
+    pool: Pool = "mean",
+    max_length: int | None = None,
+    text_field: str | None = None,
+    completion_field: str | None = None,
+    keep_hidden: bool = False,
+    include_special: bool = False,
+    pool_over: PoolOver = "all",
+    skip_first: int = 0,
+    long_texts: LongTexts = "truncate",
+    window_stride: int | None = None,
+    ids: Sequence[str | int] | None = None,
+    columns: Sequence[dict[str, Any]] | None = None,
+    source: dict[str, Any] | None = None,
+    tokens_per_batch: int | None = None,
+    shard_rows: int = SHARD_ROWS,
+    padding_side: Literal["right", "left"] = "right",
+    packing: Wish = "auto",
+    device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
+    dtype: torch.dtype | None = None,
+    on_nonfinite: Literal["raise", "mark"] = "raise",
+) -> Task:
+    """What ``featurize`` was asked to do, checked and named; arguments and errors are its own.
+
+    For ``write_features``, which keeps the rows of one shard in memory instead of all.
     """
     rows = read_texts(texts, text_field, completion_field)
     row_ids = check_ids(dataset_ids(texts) if ids is None else ids, len(rows))
@@ -141,64 +220,4 @@ def featurize(
     if lines is not None:
         fingerprint["columns"] = hashlib.sha256(lines).hexdigest()
     job = Job(len(rows), shard_rows, fingerprint, source or {})
-    return _run(job, rows, row_ids, lines, reader, found, settings, out, progress, each_shard)
-
-
-def _run(
-    job: Job,
-    texts: Sequence[Text],
-    ids: Sequence[str | int],
-    columns: bytes | None,
-    reader: Reader,
-    sae: SAE,
-    settings: Settings,
-    out: str | os.PathLike[str] | None,
-    progress: bool,
-    each_shard: Callable[[SparseFeatures], object] | None,
-) -> SparseFeatures:
-    """Every shard, computed or read back, one after the other."""
-    from tqdm.auto import tqdm
-
-    parts: list[SparseFeatures] = []
-
-    def keep(features: SparseFeatures) -> None:
-        parts.append(features)
-        if each_shard is not None:
-            each_shard(features)
-
-    with tqdm(total=job.rows, desc="featurize", unit="text", disable=not progress) as bar:
-
-        def compute(shard: int) -> tuple[SparseFeatures, list[tuple[int, int]]]:
-            span = job.span(shard)
-            chosen = [texts[row] for row in span]
-            return featurize_shard(chosen, [ids[row] for row in span], reader, sae, settings, job, bar.update)
-
-        first = [texts[row] for row in job.span(0)] if job.shards else []
-        if out is None:
-            report_sanity(first, reader, sae, settings, None)
-            for shard in range(job.shards):
-                keep(compute(shard)[0])
-        else:
-            with StoreWriter(out, job) as store:
-                if columns is not None:
-                    store.write_columns(columns)
-                report_sanity(first, reader, sae, settings, store.folder)
-                for shard in range(job.shards):
-                    if store.has(shard):
-                        keep(read_shard(store.folder, job, shard))
-                        bar.update(len(job.span(shard)))
-                        continue
-                    features, batches = compute(shard)
-                    store.write(shard, features, batches)
-                    keep(features)
-                store.finish()
-    features = SparseFeatures.concatenate(parts)
-    _report(features)
-    return features
-
-
-def _report(features: SparseFeatures) -> None:
-    counts = features.status_counts()
-    odd = {status: count for status, count in counts.items() if status != "ok"}
-    if odd:
-        logger.warning("featurize: of %d texts %s", len(features), ", ".join(f"{n} {s}" for s, n in odd.items()))
+    return Task(job, rows, row_ids, lines, reader, found, settings)

@@ -1,4 +1,5 @@
-"""The shell commands: saerl featurize | evaluate | label | plan | train | report | convert | env | bench | demo.
+"""The shell commands: saerl featurize | verify | repair | merge | export | evaluate | label | plan | train | report |
+convert | env | bench | demo.
 
 Each command is one module with ``add`` (its options) and ``run`` (its work). Nothing heavy is imported
 before a command runs, so that ``saerl --help`` answers at once.
@@ -16,7 +17,22 @@ from saerl_fast import __version__
 from saerl_fast.cli.config import apply_config
 from saerl_fast.errors import SaerlError
 
-COMMANDS = ("featurize", "evaluate", "label", "plan", "train", "report", "convert", "env", "bench", "demo")
+COMMANDS = (
+    "featurize",
+    "verify",
+    "repair",
+    "merge",
+    "export",
+    "evaluate",
+    "label",
+    "plan",
+    "train",
+    "report",
+    "convert",
+    "env",
+    "bench",
+    "demo",
+)
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

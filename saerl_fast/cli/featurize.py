@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from saerl_fast.extract.job import Part
+    from saerl_fast.extract.run import Written
     from saerl_fast.ops import ScreeningCounts
 
+logger = logging.getLogger(__name__)
+
 SUMMARY = "texts to SAE features"
+
+
+RECORDED = (
+    "model",
+    "sae",
+    "layer",
+    "hook",
+    "pool",
+    "max_length",
+    "keep_hidden",
+    "include_special",
+    "pool_over",
+    "skip_first",
+    "long_texts",
+    "window_stride",
+    "tokens_per_batch",
+    "packing",
+    "shard_rows",
+    "device",
+    "on_nonfinite",
+)
+"""The options that are arguments of featurize; the manifest keeps them for `saerl repair`."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,62 +71,76 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--packing", default="auto", choices=["auto", "on", "off"], help="lay texts end to end instead of padding them"
     )
     parser.add_argument("--shard-rows", type=int, default=1024, help="rows per shard (default 1024)")
+    parser.add_argument(
+        "--shard",
+        metavar="i/n",
+        help="compute share i (from 0) of n, for `saerl merge`; default from RANK and WORLD_SIZE or a Slurm array",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     parser.add_argument("--on-nonfinite", default="raise", choices=["raise", "mark"])
 
 
 def run(args: argparse.Namespace) -> int:
+    from saerl_fast.extract.workers import choose_part
+    from saerl_fast.ops import screening_counts
+
+    part, reason = choose_part(args.shard, os.environ)
+    logger.info("share %d of %d of the shards (%s)", part.index, part.of, reason)
+    call = {name: getattr(args, name) for name in RECORDED}
+    before = screening_counts()
+    written = featurize_table(args.data, (args.text_field, args.completion_field), call, args.out, part)
+    counts = ", ".join(f"{n} {status}" for status, n in written.status.items() if n)
+    mean = written.entries / max(1, written.rows)
+    print(f"{written.folder}: {written.rows} rows ({counts}), {mean:.1f} features a row")
+    if said := screened_since(before):
+        print(said)
+    if part.of > 1:
+        print(f"when all {part.of} shares are done: saerl merge {args.out}")
+    return 0
+
+
+def featurize_table(
+    data: str, fields: tuple[str, str | None], call: Mapping[str, Any], out: str | os.PathLike[str], part: Part
+) -> Written:
+    """What the command does, from options that the manifest records, so that `saerl repair` can do it again.
+
+    fields: the columns of texts and of completions.
+    """
     from pathlib import Path
 
     from saerl_fast.errors import InputError
     from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
-    from saerl_fast.featurizer import featurize
-    from saerl_fast.ops import screening_counts
+    from saerl_fast.extract.run import write_features
+    from saerl_fast.featurizer import make_task
 
-    rows = read_table(args.data)
-    fields = [field for field in (args.text_field, args.completion_field) if field is not None]
+    rows = read_table(data)
     for field in fields:
-        if not has_column(rows, field):
-            raise InputError(f"{args.data} has no column {field!r}; it has {column_names(rows)}")
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a file; a folder is wanted")
+        if field is not None and not has_column(rows, field):
+            raise InputError(f"{data} has no column {field!r}; it has {column_names(rows)}")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"--out {out} is a file; a folder is wanted")
     ids, id_field = choose_ids(rows)
-    source: dict[str, Any] = {"data": args.data, "text_field": args.text_field, "id_field": id_field}
-    if args.completion_field is not None:
-        source["completion_field"] = args.completion_field
-    if Path(args.data).is_file():
-        source |= {"data": str(Path(args.data).resolve()), "sha256": hash_file(args.data)}
-    before = screening_counts()
-    features = featurize(
-        texts_of(rows, args.text_field, args.completion_field),
-        args.model,
-        args.sae,
-        layer=args.layer,
-        hook=args.hook,
-        pool=args.pool,
-        max_length=args.max_length,
-        keep_hidden=args.keep_hidden,
-        include_special=args.include_special,
-        pool_over=args.pool_over,
-        skip_first=args.skip_first,
-        long_texts=args.long_texts,
-        window_stride=args.window_stride,
-        tokens_per_batch=args.tokens_per_batch,
-        packing=args.packing,
-        shard_rows=args.shard_rows,
-        device=args.device,
-        on_nonfinite=args.on_nonfinite,
+    paths = {name: _whole_path(call[name]) for name in ("model", "sae")}
+    source: dict[str, Any] = {"data": data, "text_field": fields[0], "id_field": id_field, "call": {**call, **paths}}
+    if fields[1] is not None:
+        source["completion_field"] = fields[1]
+    if Path(data).is_file():
+        source |= {"data": str(Path(data).resolve()), "sha256": hash_file(data)}
+    task = make_task(
+        texts_of(rows, *fields),
+        **call,
         ids=ids,
         columns=[{k: v for k, v in row.items() if k not in fields} for row in rows],
         source=source,
-        out=args.out,
     )
-    counts = ", ".join(f"{n} {status}" for status, n in features.status_counts().items())
-    mean = features.nnz / max(1, len(features))
-    print(f"{args.out}: {len(features)} rows ({counts}), {mean:.1f} of {features.n_features} features a row")
-    if said := screened_since(before):
-        print(said)
-    return 0
+    return write_features(task, out, part=part)
+
+
+def _whole_path(name: str) -> str:
+    """A folder by its whole path, a hub id as it is."""
+    from pathlib import Path
+
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def screened_since(before: ScreeningCounts) -> str | None:

@@ -96,8 +96,8 @@ def fingerprint_of_texts(folder: str, rows: int) -> str | None:
 
     from saerl_fast.curriculum import fingerprint
     from saerl_fast.errors import FormatError
+    from saerl_fast.extract.job import Job
     from saerl_fast.extract.source import read_texts_again
-    from saerl_fast.extract.store import Job
 
     source = Job.load(Path(folder)).source
     if source.get("id_field") is not None or "data" not in source:

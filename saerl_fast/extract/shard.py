@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import NonFiniteError
+from saerl_fast.extract.backoff import cut_as_recorded, run_halving
 from saerl_fast.extract.batching import Batch, one_ahead, upload
 from saerl_fast.extract.capture import Capture
+from saerl_fast.extract.job import Job
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
-from saerl_fast.extract.store import Job
+from saerl_fast.extract.store import Batches
 from saerl_fast.extract.tokens import Text, TokenizedText, tokenize
 from saerl_fast.extract.windows import merge_windows, tokenize_windows
 from saerl_fast.features import SparseFeatures
@@ -41,6 +43,14 @@ class _Gathered:
     batches: list[tuple[int, int]] = field(default_factory=list)
 
 
+class ShardRows(NamedTuple):
+    """The rows of a shard in the order of its texts, the batches that were run, and whether memory chose them."""
+
+    features: SparseFeatures
+    batches: list[tuple[int, int]]
+    split: bool
+
+
 def featurize_shard(
     texts: Sequence[Text],
     ids: Sequence[str | int],
@@ -49,25 +59,38 @@ def featurize_shard(
     settings: Settings,
     job: Job,
     advance: Any,
-) -> tuple[SparseFeatures, list[tuple[int, int]]]:
-    """One shard from texts to rows in their own order; the device is waited for once, at the end."""
+    recorded: Batches | None = None,
+) -> ShardRows:
+    """One shard from texts to rows in their own order; the device is waited for once, at the end.
+
+    recorded: the batches of an earlier run that was split for want of memory, to be taken again.
+    """
     tokens, owner = read_tokens(texts, reader, settings)
     heads = np.diff(owner, prepend=-1)
     gathered = _Gathered()
     advance(sum(len(text) == 0 for text in tokens))
-    groups = settings.layout.group([len(text) for text in tokens], settings.tokens_per_batch)
-    collated = (
-        settings.layout.collate([tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device)
-        for rows in groups
-    )
+    lengths = [len(text) for text in tokens]
+    groups = settings.layout.group(lengths, settings.tokens_per_batch)
+    if recorded is not None:
+        groups = cut_as_recorded(groups, recorded)
     with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
-        for rows, batch in zip(groups, one_ahead(collated), strict=True):
-            _featurize_batch(rows, batch, capture, sae, settings, gathered)
-            advance(int(heads[rows].sum()))
+
+        def run(left: list[NDArray[np.int64]]) -> None:
+            collated = (
+                settings.layout.collate(
+                    [tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device
+                )
+                for rows in left
+            )
+            for rows, batch in zip(left, one_ahead(collated), strict=True):
+                _featurize_batch(rows, batch, capture, sae, settings, gathered)
+                advance(int(heads[rows].sum()))
+
+        split = run_halving(groups, lengths, settings.layout.group, run, lambda: len(gathered.batches))
     features = _assemble(tokens, [ids[row] for row in owner], gathered, sae, settings, job)
     if len(owner) > len(texts):
         features = merge_windows(features, owner, ids, settings.pool)
-    return _treat_nonfinite(features, settings), gathered.batches
+    return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None)
 
 
 def read_tokens(
@@ -108,13 +131,15 @@ def _featurize_batch(
     hidden = capture(batch)
     flat = hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
     codes = sae.encode(flat, row_index=batch.kept)
-    gathered.rows.append(rows)
-    gathered.batches.append((len(rows), batch.input_ids.shape[1]))
-    gathered.pooled.append(ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool))
+    pooled = ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool)
     if settings.keep_hidden:
         kept, lengths = flat.index_select(0, batch.kept).float(), upload(batch.offsets.diff(), flat.device)
         # unsafe: the lengths are not read back to be checked
         gathered.hidden.append(torch.segment_reduce(kept, "mean", lengths=lengths, axis=0, unsafe=True))
+    # nothing behind this line can run out of memory: a batch is gathered whole or not at all
+    gathered.pooled.append(pooled)
+    gathered.rows.append(rows)
+    gathered.batches.append((len(rows), batch.input_ids.shape[1]))
 
 
 def _assemble(

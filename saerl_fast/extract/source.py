@@ -9,7 +9,7 @@ from typing import Any
 
 from saerl_fast.errors import InputError, JobMismatchError
 from saerl_fast.extract.inputs import Row, column_names, has_column, hash_file, read_table, texts_of
-from saerl_fast.extract.store import Job
+from saerl_fast.extract.job import Job
 
 
 def column(rows: Sequence[Row], name: str) -> list[Any]:

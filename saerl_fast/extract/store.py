@@ -2,13 +2,17 @@
 
 ::
 
-    DIR/  LOCK  manifest.json  columns.jsonl  shards/00000.safetensors ...  DONE
+    DIR/  LOCK  manifest.json  columns.jsonl  shards/00000.safetensors ...  splits/  quarantine/  DONE
 
 The manifest comes first and names the job by a fingerprint of everything that changes bits. A shard is
 written under a temporary name, synced, linked to its final name (a link never replaces a file), and
-the folder is synced. Its header carries its number, its rows, the job and the SHA-256 of its content. DONE
-comes last, with the hash over all shards. What stands under a final name is complete; what is missing
-is computed again.
+the folder is synced. Its header carries its number, its rows, the batches it was computed in, the job and the
+SHA-256 of its content. DONE comes last, with the hash over all shards. What stands under a final name is complete;
+what is missing is computed again.
+
+splits/ holds the batches of a shard for which the device ran out of memory, written before the shard: whoever
+computes it again takes the same batches, for the same bytes. A share of a job (part.json) is such a folder too, with
+the shards of one residue class.
 """
 
 from __future__ import annotations
@@ -16,104 +20,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from saerl_fast.durable import sole_writer, write_once
-from saerl_fast.errors import (
-    CorruptStoreError,
-    FormatError,
-    IncompleteStoreError,
-    JobMismatchError,
-)
+from saerl_fast.durable import make_folder, sole_writer, sync_folder, write_once
+from saerl_fast.errors import CorruptStoreError, FormatError, IncompleteStoreError, JobMismatchError
+from saerl_fast.extract.job import MANIFEST, WHOLE, Job, Part, seal, unseal
 from saerl_fast.features import SparseFeatures
-from saerl_fast.formats.safetensors_file import parse_json, read_header, read_json, read_tensors
+from saerl_fast.formats.safetensors_file import parse_json, read_file, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
-MANIFEST, COLUMNS, DONE = "manifest.json", "columns.jsonl", "DONE"
+COLUMNS, DONE, PART = "columns.jsonl", "DONE", "part.json"
+SHARDS, SPLITS, QUARANTINE = "shards", "splits", "quarantine"
+NOTE = "saerl_fast"
+"""The one key of a shard's metadata: safetensors writes several in an order that differs from run to run."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be computed: rows, how they are cut into shards, and what the result depends on.
-
-    fingerprint: everything that changes a bit of the result, as a flat mapping of JSON values.
-    source: where the rows came from (a path and its hash); a note, not part of the fingerprint.
-    """
-
-    rows: int
-    shard_rows: int
-    fingerprint: Mapping[str, Any]
-    source: Mapping[str, Any]
-
-    @property
-    def shards(self) -> int:
-        return -(-self.rows // self.shard_rows)
-
-    @property
-    def digest(self) -> str:
-        return _sha256(json.dumps([self.rows, self.shard_rows, dict(self.fingerprint)], sort_keys=True).encode())
-
-    def span(self, shard: int) -> range:
-        """The rows of one shard."""
-        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "format_version": FORMAT_VERSION,
-                "rows": self.rows,
-                "shard_rows": self.shard_rows,
-                "shards": self.shards,
-                "fingerprint": dict(self.fingerprint),
-                "source": dict(self.source),
-            },
-            indent=1,
-            sort_keys=True,
-        )
-
-    @staticmethod
-    def load(folder: Path) -> Job:
-        """The job of a folder. Raises FormatError where there is none."""
-        if not (folder / MANIFEST).exists():
-            raise FormatError(f"{folder}: not a feature folder: {MANIFEST} is missing")
-        found = read_json(folder / MANIFEST)
-        if found.get("format_version") != FORMAT_VERSION:
-            raise FormatError(
-                f"{folder}: format version {found.get('format_version')!r}; this release reads {FORMAT_VERSION}"
-            )
-        rows, shard_rows = found.get("rows"), found.get("shard_rows")
-        if type(rows) is not int or type(shard_rows) is not int or rows < 1 or shard_rows < 1:
-            raise FormatError(f"{folder}: {MANIFEST} must give rows and shard_rows as positive whole numbers")
-        fingerprint, source = found.get("fingerprint"), found.get("source")
-        if not isinstance(fingerprint, dict) or not isinstance(source, dict):
-            raise FormatError(f"{folder}: {MANIFEST} must hold fingerprint and source as objects")
-        return Job(rows, shard_rows, fingerprint, source)
+Batches = Sequence[Sequence[int]]
+"""(rows, padded length) of each forward pass, as they were run"""
 
 
 class StoreWriter:
     """The one writer of a folder; a context manager that holds its lock.
 
-    Opening a folder of the same job continues it. Raises JobMismatchError for a folder of another job,
-    StoreBusyError while another process writes it.
+    Opening a folder of the same job continues it. part: the share of the job whose shards belong here. Raises
+    JobMismatchError for a folder of another job or share, StoreBusyError while another process writes it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], job: Job) -> None:
+    def __init__(self, folder: str | os.PathLike[str], job: Job, part: Part = WHOLE) -> None:
         self.folder = Path(folder)
         self.job = job
+        self.part = part
         self._held = ExitStack()
 
     def __enter__(self) -> StoreWriter:
         with ExitStack() as opening:
             opening.enter_context(sole_writer(self.folder))
-            (self.folder / "shards").mkdir(exist_ok=True)
+            make_folder(self.folder / SHARDS)
             self._enter_manifest()
             self._held = opening.pop_all()
         return self
@@ -124,19 +71,35 @@ class StoreWriter:
         self._held.close()
 
     @property
+    def shards(self) -> range:
+        """The shards that belong into this folder."""
+        return self.part.shards(self.job)
+
+    @property
     def finished(self) -> bool:
         return (self.folder / DONE).exists()
 
     def has(self, shard: int) -> bool:
-        return _shard_path(self.folder, shard).exists()
+        return shard_path(self.folder, shard).exists()
 
     def write_columns(self, lines: bytes) -> None:
         """Keep the columns that came with the texts: one JSON object a row. Their hash is the job's ``columns``."""
         if not (self.folder / COLUMNS).exists():
             write_once(self.folder / COLUMNS, lines)
 
-    def write(self, shard: int, features: SparseFeatures, batches: Sequence[Sequence[int]]) -> None:
-        """Commit one shard. batches: (rows, padded length) of each forward pass, as they were run."""
+    def write_split(self, shard: int, batches: Batches) -> None:
+        """Keep the batches that the device had room for, before the shard that they lead to."""
+        make_folder(self.folder / SPLITS)
+        if self.split(shard) is None:
+            note = {"shard": shard, "job": self.job.digest, "batches": _plain(batches)}
+            write_once(split_path(self.folder, shard), seal(note))
+
+    def split(self, shard: int) -> list[list[int]] | None:
+        """The batches of a shard that was split for want of memory; None where there was room."""
+        return read_split(self.folder, self.job, shard)
+
+    def write(self, shard: int, features: SparseFeatures, batches: Batches) -> None:
+        """Commit one shard."""
         from safetensors.torch import save
 
         tensors = features.to_tensors()
@@ -145,72 +108,75 @@ class StoreWriter:
             "shard": shard,
             "rows": [span.start, span.stop],
             "job": self.job.digest,
-            "batches": [list(batch) for batch in batches],
+            "batches": _plain(batches),
+            "features": features.describe(),
         }
-        note["features"] = features.describe()
         note["sha256"] = _hash_shard(tensors, note)
-        # one key only: safetensors writes several in an order that differs from run to run
-        content = save(tensors, metadata={"saerl_fast": json.dumps(note)})
-        write_once(_shard_path(self.folder, shard), content)
+        write_once(shard_path(self.folder, shard), save(tensors, metadata={NOTE: json.dumps(note)}))
 
     def finish(self) -> None:
-        """Mark the folder complete. Every shard is read back and checked first."""
-        if not self.finished:
-            write_once(self.folder / DONE, (_hash_all(self.folder, self.job) + "\n").encode())
+        """Mark the folder complete. Every shard is read back and checked first, and so is a mark that is there."""
+        for shard in self.shards:
+            read_shard(self.folder, self.job, shard)
+        sync_folder(self.folder / SHARDS)
+        if self.finished:
+            check_done(self.folder, self.job, self.shards)
+        else:
+            write_once(self.folder / DONE, _done(self.folder, self.job, self.shards))
 
     def _enter_manifest(self) -> None:
+        if (self.folder / MANIFEST).exists():
+            self.job.refuse_another(self.folder, Job.load(self.folder))
+        elif self.part != WHOLE and not (self.folder / PART).exists():
+            write_once(self.folder / PART, seal({"index": self.part.index, "of": self.part.of}))
+        if (found := read_part(self.folder)) != self.part:
+            raise JobMismatchError(
+                f"{self.folder} is for share {found.index}/{found.of} of the job, not {self.part.index}/{self.part.of}"
+            )
         if not (self.folder / MANIFEST).exists():
-            write_once(self.folder / MANIFEST, self.job.to_json().encode())
-            return
-        found = Job.load(self.folder)
-        if found.digest == self.job.digest:
-            return
-        mine = {"rows": self.job.rows, "shard_rows": self.job.shard_rows, **self.job.fingerprint}
-        theirs = {"rows": found.rows, "shard_rows": found.shard_rows, **found.fingerprint}
-        lines = [
-            f"  {key}: folder {theirs.get(key)!r}, this run {mine.get(key)!r}"
-            for key in sorted({*mine, *theirs})
-            if mine.get(key) != theirs.get(key)
-        ]
-        raise JobMismatchError(
-            f"{self.folder} belongs to another job. Choose another folder, or delete this one.\n" + "\n".join(lines)
-        )
+            write_once(self.folder / MANIFEST, self.job.seal())
 
 
 def read_shards(folder: str | os.PathLike[str], *, allow_partial: bool = False) -> Iterator[SparseFeatures]:
     """The shards of a folder in order, each checked against its hash before its first row is handed out.
 
-    Raises IncompleteStoreError where shards are missing (with allow_partial they are skipped),
-    CorruptStoreError where bytes changed.
+    One shard is in memory at a time. Raises IncompleteStoreError where shards or the mark DONE are missing (with
+    allow_partial they are passed over), CorruptStoreError where bytes changed.
     """
     root = Path(folder)
-    job = Job.load(root)
-    missing = [shard for shard in range(job.shards) if not _shard_path(root, shard).exists()]
-    if missing and not allow_partial:
-        spans = ", ".join(f"{job.span(s).start}-{job.span(s).stop - 1}" for s in missing[:5])
-        raise IncompleteStoreError(
-            f"{root}: {len(missing)} of {job.shards} shards are missing (rows {spans}"
-            f"{', ...' if len(missing) > 5 else ''}). Run the same command again to finish it."
-        )
+    job, part = Job.load(root), read_part(root)
+    missing = missing_shards(root, job)
+    if not allow_partial:
+        if part != WHOLE:
+            raise IncompleteStoreError(f"{root} is share {part.index}/{part.of} of a job; join all with `saerl merge`")
+        if missing:
+            raise IncompleteStoreError(
+                f"{root}: {len(missing)} of {job.shards} shards are missing: {job.name_shards(missing)}. "
+                "Run the same command again to finish it."
+            )
+        check_done(root, job, range(job.shards))
     for shard in range(job.shards):
         if shard not in missing:
             yield read_shard(root, job, shard)
 
 
+def missing_shards(folder: Path, job: Job) -> list[int]:
+    """Numbers of the shards of the whole job that are not in the folder."""
+    present = {path.name for path in (folder / SHARDS).glob("*.safetensors")}
+    return [shard for shard in range(job.shards) if shard_path(folder, shard).name not in present]
+
+
 def read_shard(folder: Path, job: Job, shard: int) -> SparseFeatures:
     """One shard, checked."""
-    path = _shard_path(folder, shard)
-    note = _read_note(path)
-    span = job.span(shard)
-    if note.get("shard") != shard or note.get("rows") != [span.start, span.stop] or note.get("job") != job.digest:
-        raise CorruptStoreError(f"{path}: not shard {shard} of this job; its header says {note.get('shard')!r}")
-    tensors = read_tensors(path)
+    path = shard_path(folder, shard)
+    header, tensors = read_file(path)
+    note = _note(header, path, job, shard)
     if _hash_shard(tensors, note) != note.get("sha256"):
-        raise CorruptStoreError(f"{path}: content does not match its SHA-256; delete the file and run again")
+        raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
     description = parse_json(str(note.get("features")).encode(), str(path))
     features = SparseFeatures.from_tensors(tensors, description, origin=str(path))
-    if len(features) != len(span):
-        raise CorruptStoreError(f"{path}: {len(features)} rows where {len(span)} belong")
+    if len(features) != len(job.span(shard)):
+        raise CorruptStoreError(f"{path}: {len(features)} rows where {len(job.span(shard))} belong")
     return features
 
 
@@ -222,25 +188,89 @@ def load_features(folder: str | os.PathLike[str], *, allow_partial: bool = False
     return SparseFeatures.concatenate(parts)
 
 
-def read_columns(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The columns kept beside the features, one dict a row, checked against the hash in the manifest."""
+def iterate_columns(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The columns kept beside the features, row by row; the whole file is checked before the first."""
     path = Path(folder) / COLUMNS
     if not path.exists():
         raise FormatError(f"{folder}: no {COLUMNS}; the folder was written without columns")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != Job.load(Path(folder)).fingerprint.get("columns"):
-        raise CorruptStoreError(f"{path}: content does not match its SHA-256; delete the folder and run again")
-    return [json.loads(line) for line in content.splitlines()]
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != Job.load(Path(folder)).fingerprint.get("columns"):
+            raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            yield _parse_row(line, f"{path}, line {number}")
 
 
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / "shards" / f"{shard:05d}.safetensors"
+def read_columns(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The columns kept beside the features, one dict a row, checked against the hash in the manifest."""
+    return list(iterate_columns(folder))
 
 
-def _read_note(path: Path) -> dict[str, Any]:
-    metadata = read_header(path).get("__metadata__")
-    note = metadata.get("saerl_fast") if isinstance(metadata, dict) else None
-    return parse_json(str(note).encode(), str(path))
+def read_part(folder: Path) -> Part:
+    """The share of the job that a folder is for; WHOLE where it is for all of it."""
+    path = folder / PART
+    if not path.exists():
+        return WHOLE
+    found = unseal(path)
+    index, of = found.get("index"), found.get("of")
+    if type(index) is not int or type(of) is not int:
+        raise FormatError(f"{path}: index and of must be whole numbers; got {found!r:.80}")
+    return Part(index, of)
+
+
+def read_split(folder: Path, job: Job, shard: int) -> list[list[int]] | None:
+    """The batches recorded for a shard for which memory ran out; None where there was no need."""
+    path = split_path(folder, shard)
+    if not path.exists():
+        return None
+    found = unseal(path)
+    batches = found.get("batches")
+    pairs = isinstance(batches, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in batches)
+    if found.get("shard") != shard or found.get("job") != job.digest or not pairs:
+        raise CorruptStoreError(f"{path}: not the batches of shard {shard} of this job; see `saerl repair`")
+    return batches
+
+
+def check_done(folder: Path, job: Job, shards: Iterable[int]) -> None:
+    """Compare the mark DONE with the hashes that the shards state. IncompleteStoreError where it is missing."""
+    path = folder / DONE
+    if not path.exists():
+        raise IncompleteStoreError(
+            f"{folder}: all shards are there, the mark {DONE} is missing. Run the same command again to finish it."
+        )
+    if path.read_bytes() != _done(folder, job, shards):
+        raise CorruptStoreError(f"{path}: it was written for other shards than those in the folder; see `saerl repair`")
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / SHARDS / f"{shard:05d}.safetensors"
+
+
+def split_path(folder: Path, shard: int) -> Path:
+    return folder / SPLITS / f"{shard:05d}.json"
+
+
+def _note(header: Mapping[str, Any], path: Path, job: Job, shard: int) -> dict[str, Any]:
+    """What a shard says of itself, which must be what is looked for."""
+    note = parse_json(str(header.get("__metadata__", {}).get(NOTE)).encode(), str(path))
+    span = job.span(shard)
+    if note.get("shard") != shard or note.get("rows") != [span.start, span.stop] or note.get("job") != job.digest:
+        raise CorruptStoreError(f"{path}: not shard {shard} of this job; its header says {note.get('shard')!r:.80}")
+    return note
+
+
+def _parse_row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise FormatError(f"{where}: a JSON object is wanted; got {type(row).__name__}")
+    return row
+
+
+def _plain(batches: Batches) -> list[list[int]]:
+    return [[int(number) for number in batch] for batch in batches]
 
 
 def _hash_shard(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
@@ -248,19 +278,21 @@ def _hash_shard(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
     stated = {key: value for key, value in note.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def _hash_all(folder: Path, job: Job) -> str:
+def _bytes(tensor: Tensor) -> memoryview:
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _done(folder: Path, job: Job, shards: Iterable[int]) -> bytes:
     digest = hashlib.sha256(job.digest.encode())
-    for shard in range(job.shards):
-        read_shard(folder, job, shard)
-        digest.update(str(_read_note(_shard_path(folder, shard))["sha256"]).encode())
-    return digest.hexdigest()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    for shard in shards:
+        path = shard_path(folder, shard)
+        digest.update(str(_note(read_header(path), path, job, shard).get("sha256")).encode())
+    return (digest.hexdigest() + "\n").encode()

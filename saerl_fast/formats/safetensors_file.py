@@ -1,7 +1,8 @@
 """A strict door in front of safetensors: the header is checked, whole, before a byte of data is read.
 
 The safetensors library refuses overlaps, holes and overflows. It accepts duplicate keys, any tensor
-name and any number of tensors; those are refused here. Pickles and zip archives (``.pt``) are
+name and any number of tensors; those are refused here too. After these checks a tensor is a slice of the
+file, so the data is read here as well, from the same opening of the file. Pickles and zip archives (``.pt``) are
 refused by their first bytes whatever the file is called, and are never handed to an unpickler.
 """
 
@@ -11,11 +12,14 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from io import BufferedReader
 from math import prod
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saerl_fast.errors import FormatError, UnsafeFileError
@@ -27,9 +31,12 @@ MAX_FILE_BYTES = 64 << 30
 MAX_JSON_DEPTH = 8
 MAX_JSON_BYTES = 1 << 20
 
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+_DTYPES = {
+    "F64": (8, torch.float64), "F32": (4, torch.float32), "F16": (2, torch.float16), "BF16": (2, torch.bfloat16),
+    "I64": (8, torch.int64), "I32": (4, torch.int32), "I16": (2, torch.int16), "I8": (1, torch.int8),
+    "U8": (1, torch.uint8), "BOOL": (1, torch.bool),
 }  # fmt: skip
+"""Bytes of an item, and what it is in torch."""
 _PICKLE_STARTS = (
     b"\x80\x02",
     b"\x80\x03",
@@ -47,47 +54,78 @@ def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = N
     names: the only tensor names allowed. Raises UnsafeFileError for anything that is not a plain,
     well-formed safetensors file, FormatError for unexpected names.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    return read_file(path, names)[1]
 
-    header = read_header(path)
-    tensors = [name for name in header if name != "__metadata__"]
-    if names is not None and (unexpected := sorted(set(tensors) - set(names))):
-        raise FormatError(f"{path}: unexpected tensors {unexpected}; allowed are {sorted(names)}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UnsafeFileError(f"{path}: safetensors refused it: {error}") from error
+
+def read_file(
+    path: str | os.PathLike[str], names: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors, from one opening of the file: nothing can be put in its place between check and use.
+
+    The bytes are read, not mapped: a file that shrinks under a map would end the process.
+    """
+    with open_regular(path) as file:
+        header, data_bytes = _checked_header(path, file)
+        found = [name for name in header if name != "__metadata__"]
+        if names is not None and (unexpected := sorted(set(found) - set(names))):
+            raise FormatError(f"{path}: unexpected tensors {unexpected}; allowed are {sorted(names)}")
+        data = np.empty(data_bytes, dtype=np.uint8)
+        if file.readinto(data.data) != data_bytes:
+            raise UnsafeFileError(f"{path}: it ends before its {data_bytes} bytes of data; is it being written?")
+    return header, {name: _tensor(data, header[name]) for name in found}
+
+
+def as_arrays(tensors: Mapping[str, Tensor], origin: str) -> dict[str, NDArray[Any]]:
+    """The same as NumPy arrays; FormatError for a dtype that NumPy lacks."""
+    if strange := sorted(name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16):
+        raise FormatError(f"{origin}: {strange} are bfloat16, which does not belong here")
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked header of a safetensors file: tensor name -> dtype, shape, data_offsets."""
-    size = regular_file_size(path)
+    with open_regular(path) as file:
+        return _checked_header(path, file)[0]
+
+
+def _tensor(data: NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:
+    """A view of the data, or a copy where it does not lie on a multiple of its item size."""
+    begin, end = entry["data_offsets"]
+    dtype = _DTYPES[entry["dtype"]][1]
+    if begin == end:
+        return torch.empty(entry["shape"], dtype=dtype)
+    piece = data[begin:end]
+    aligned = (piece.ctypes.data % _DTYPES[entry["dtype"]][0]) == 0
+    return torch.from_numpy(piece if aligned else piece.copy()).view(dtype).reshape(entry["shape"])
+
+
+def _checked_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Any], int]:
+    """The header, and the number of bytes behind it."""
+    size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE_BYTES:
         raise UnsafeFileError(f"{path}: {size} bytes, more than the cap of {MAX_FILE_BYTES}")
-    with open(path, "rb") as file:
-        start = file.read(8)
-        _refuse_other_formats(path, start)
-        if len(start) < 8:
-            raise UnsafeFileError(f"{path}: {size} bytes are too few for a safetensors file; is it truncated?")
-        (length,) = struct.unpack("<Q", start)
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise UnsafeFileError(
-                f"{path}: header of {length} bytes in a file of {size} (cap {MAX_HEADER_BYTES}); "
-                "the file is truncated or is not safetensors"
-            )
-        raw = file.read(length)
-    header = parse_json(raw, str(path))
+    start = file.read(8)
+    _refuse_other_formats(path, start)
+    if len(start) < 8:
+        raise UnsafeFileError(f"{path}: {size} bytes are too few for a safetensors file; is it truncated?")
+    (length,) = struct.unpack("<Q", start)
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise UnsafeFileError(
+            f"{path}: header of {length} bytes in a file of {size} (cap {MAX_HEADER_BYTES}); "
+            "the file is truncated or is not safetensors"
+        )
+    header = parse_json(file.read(length), str(path))
     _check_layout(path, header, size - 8 - length)
-    return header
+    return header, size - 8 - length
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file, under the same caps as a header."""
-    size = regular_file_size(path)
-    if size > MAX_JSON_BYTES:
-        raise UnsafeFileError(f"{path}: {size} bytes of JSON, more than the cap of {MAX_JSON_BYTES}")
-    return parse_json(Path(path).read_bytes(), str(path))
+    with open_regular(path) as file:
+        raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise UnsafeFileError(f"{path}: more JSON than the cap of {MAX_JSON_BYTES} bytes")
+    return parse_json(raw, str(path))
 
 
 def parse_json(raw: bytes, origin: str) -> dict[str, Any]:
@@ -104,14 +142,29 @@ def parse_json(raw: bytes, origin: str) -> dict[str, Any]:
     return found
 
 
-def regular_file_size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a regular file; UnsafeFileError for a folder, a pipe or a device."""
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """A regular file, open. A pipe or device is refused before it is opened, and again after: it could block."""
     if not os.path.exists(path):
         raise FormatError(f"{path}: no such file")
-    found = os.stat(path)
+    _refuse_irregular(path, os.stat(path))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    try:
+        _refuse_irregular(path, os.fstat(file.fileno()))
+    except UnsafeFileError:
+        file.close()
+        raise
+    return file
+
+
+def regular_file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a regular file; UnsafeFileError for a folder, a pipe or a device."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _refuse_irregular(path: str | os.PathLike[str], found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UnsafeFileError(f"{path}: a regular file is wanted; got {stat.filemode(found.st_mode)}")
-    return found.st_size
 
 
 def _refuse_other_formats(path: str | os.PathLike[str], start: bytes) -> None:
@@ -126,6 +179,9 @@ def _check_layout(path: str | os.PathLike[str], header: dict[str, Any], data_byt
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(entries) > MAX_TENSORS:
         raise UnsafeFileError(f"{path}: {len(entries)} tensors, more than the cap of {MAX_TENSORS}")
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UnsafeFileError(f"{path}: __metadata__ must map names to strings; got {_short(metadata)}")
     spans = sorted(_span(path, name, entry) for name, entry in entries.items())
     position = 0
     for begin, end in spans:
@@ -144,9 +200,12 @@ def _span(path: str | os.PathLike[str], name: str, entry: Any) -> tuple[int, int
         raise UnsafeFileError(f"{path}: tensor name {name!r} is not acceptable")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise UnsafeFileError(f"{path}: tensor {name!r} needs dtype, shape and data_offsets, nothing else")
-    item = _ITEM_BYTES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if item is None:
-        raise UnsafeFileError(f"{path}: tensor {name!r} has dtype {entry['dtype']!r}, not one of {sorted(_ITEM_BYTES)}")
+    known = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if known is None:
+        raise UnsafeFileError(
+            f"{path}: tensor {name!r:.80} has dtype {entry['dtype']!r:.80}, not one of {sorted(_DTYPES)}"
+        )
+    item = known[0]
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _whole_numbers(shape) or len(shape) > MAX_JSON_DEPTH or any(n > MAX_DIM for n in shape):
         raise UnsafeFileError(f"{path}: tensor {name!r} has shape {_short(shape)}")

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from saerl_fast.curriculum.plan import BatchPlan
 from saerl_fast.durable import read_object
 from saerl_fast.errors import FormatError, InputError, JobMismatchError, MissingDependency
+from saerl_fast.extract.job import MANIFEST, Job
 from saerl_fast.extract.source import as_text, column, read_texts_again
-from saerl_fast.extract.store import COLUMNS, MANIFEST, Job, load_features, read_columns
+from saerl_fast.extract.store import COLUMNS, load_features, read_columns
 from saerl_fast.features import SparseFeatures
 from saerl_fast.report.checked import NUMBER, OBJECT, TEXT, WHOLE, fits, read_lines, require
 from saerl_fast.report.find import RUN, Pieces

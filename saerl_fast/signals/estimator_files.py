@@ -53,7 +53,7 @@ class EstimatorFormat:
 
     def load(self, folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], Arrays]:
         """Parameters, state and arrays: present, of the right types, and of one saving. Raises FormatError."""
-        from saerl_fast.formats.safetensors_file import read_json, read_tensors
+        from saerl_fast.formats.safetensors_file import as_arrays, read_json, read_tensors
 
         path = Path(folder) / self.json_file
         if not path.is_file():
@@ -72,7 +72,7 @@ class EstimatorFormat:
         tensors = read_tensors(arrays_path, names=set(self.arrays))
         if hashlib.sha256(arrays_path.read_bytes()).hexdigest() != described["arrays_sha256"]:
             raise FormatError(f"{arrays_path}: its SHA-256 is not the one that {self.json_file} gives; save it again")
-        return parameters, state, {name: tensor.numpy() for name, tensor in tensors.items()}
+        return parameters, state, as_arrays(tensors, str(arrays_path))
 
 
 def check_array(path: Path, name: str, arrays: Arrays, shape: tuple[int, ...], dtype: type) -> None:

@@ -183,7 +183,7 @@ SEEDS = (
         "last partial shard dropped",
         "tests/extract/test_store.py",
         (
-            "saerl_fast/extract/store.py",
+            "saerl_fast/extract/job.py",
             "return -(-self.rows // self.shard_rows)",
             "return self.rows // self.shard_rows",
         ),
@@ -191,12 +191,12 @@ SEEDS = (
     seed(
         "no sync before a file gets its name",
         "tests/attacks/test_commit_order.py",
-        ("saerl_fast/durable.py", "os.fsync(file.fileno())", "file.fileno()"),
+        ("saerl_fast/durable.py", "        os.fsync(file)\n", ""),
     ),
     seed(
         "a shard replaces one that is there",
         "tests/extract/test_store.py",
-        ("saerl_fast/durable.py", "_write(path, content, os.link)", "_write(path, content, os.replace)"),
+        ("saerl_fast/durable.py", "_write(path, content, _name_once)", "_write(path, content, os.replace)"),
     ),
     seed(
         "job without its batch size",

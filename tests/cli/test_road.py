@@ -10,7 +10,8 @@ import torch
 
 from saerl_fast.cli import main
 from saerl_fast.curriculum import BatchPlan
-from saerl_fast.extract.store import Job, load_features, read_columns
+from saerl_fast.extract.job import Job
+from saerl_fast.extract.store import load_features, read_columns
 from saerl_fast.formats import save_sae
 from saerl_fast.steer import read_signals
 from tests import tiny

@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from saerl_fast import durable
 from saerl_fast.errors import (
     CorruptStoreError,
     DiskFullError,
@@ -22,31 +23,10 @@ from saerl_fast.errors import (
     SaerlError,
     StoreBusyError,
 )
-from saerl_fast.extract import store as store_module
 from saerl_fast.extract.inputs import to_json_lines
-from saerl_fast.extract.store import Job, StoreWriter, load_features, read_columns, read_shards
+from saerl_fast.extract.store import StoreWriter, load_features, read_columns, read_shards
 from saerl_fast.features import SparseFeatures
-
-FINGERPRINT = {"model": "m", "pool": "mean"}
-
-
-def rows(start, stop, seed=0):
-    generator = np.random.default_rng([seed, start])
-    counts = generator.integers(0, 5, stop - start)
-    return SparseFeatures(
-        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        indices=np.concatenate([np.sort(generator.choice(50, n, replace=False)) for n in counts]).astype(np.int32),
-        values=generator.random(counts.sum()).astype(np.float32),
-        n_features=50,
-        ids=tuple(f"row-{i}-ä\n" for i in range(start, stop)),
-        status=("ok",) * (stop - start),
-        n_tokens=counts.astype(np.int32),
-        provenance=FINGERPRINT,
-    )
-
-
-def job(count=25, **changes):
-    return Job(count, 10, {**FINGERPRINT, **changes}, {"data": "x.jsonl"})
+from tests.extract.stores import job, rows, same
 
 
 def fill(folder, shards=None):
@@ -60,17 +40,6 @@ def fill(folder, shards=None):
     return made
 
 
-def same(one, two):
-    return (
-        one.ids == two.ids
-        and one.status == two.status
-        and all(
-            np.array_equal(getattr(one, name), getattr(two, name))
-            for name in ("indptr", "indices", "values", "n_tokens")
-        )
-    )
-
-
 def test_what_is_written_is_read(tmp_path):
     fill(tmp_path / "f")
     wanted = SparseFeatures.concatenate([rows(0, 10), rows(10, 20), rows(20, 25)])
@@ -81,7 +50,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_a_missing_shard_is_named(tmp_path):
     fill(tmp_path, shards=[0, 2])
-    with pytest.raises(IncompleteStoreError, match=r"1 of 3 shards are missing \(rows 10-19\)"):
+    with pytest.raises(IncompleteStoreError, match=r"1 of 3 shards are missing: 1 \(rows 10-19\)"):
         load_features(tmp_path)
     assert len(load_features(tmp_path, allow_partial=True)) == 15
 
@@ -178,7 +147,7 @@ def test_a_second_writer_is_refused(tmp_path):
 def test_a_full_disk_leaves_no_trace_of_the_shard(tmp_path, monkeypatch):
     made = fill(tmp_path, shards=[0])
     with StoreWriter(tmp_path, made) as store:
-        monkeypatch.setattr(store_module.os, "fsync", _no_space)
+        monkeypatch.setattr(durable.os, "fsync", _no_space)
         with pytest.raises(DiskFullError, match=r"00001\.safetensors needs \d+ bytes"):
             store.write(1, rows(10, 20), [])
     monkeypatch.undo()

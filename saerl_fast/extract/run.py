@@ -1,0 +1,130 @@
+"""Every shard of a job, computed or read back; the rows of one shard are in memory at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from saerl_fast.extract.job import WHOLE, Job, Part
+from saerl_fast.extract.reader import Reader
+from saerl_fast.extract.sanity import report_sanity
+from saerl_fast.extract.settings import Settings
+from saerl_fast.extract.shard import ShardRows, featurize_shard
+from saerl_fast.extract.store import Batches, StoreWriter, read_shard
+from saerl_fast.extract.tokens import Text
+from saerl_fast.features import SparseFeatures
+from saerl_fast.sae import SAE
+
+logger = logging.getLogger(__name__)
+
+EachShard = Callable[[SparseFeatures], object]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that is needed to compute it. columns: one JSON line a text, or None."""
+
+    job: Job
+    texts: Sequence[Text]
+    ids: Sequence[str | int]
+    columns: bytes | None
+    reader: Reader
+    sae: SAE
+    settings: Settings
+
+    def compute(self, shard: int, advance: Callable[[int], Any], recorded: Batches | None = None) -> ShardRows:
+        """The rows of one shard. recorded: batches of an earlier run that ran out of memory."""
+        span = self.job.span(shard)
+        texts, ids = [self.texts[row] for row in span], [self.ids[row] for row in span]
+        return featurize_shard(texts, ids, self.reader, self.sae, self.settings, self.job, advance, recorded)
+
+    def report_sanity(self, folder: Path | None) -> None:
+        """Whether the SAE fits, by the texts of the first shard; kept in a folder."""
+        first = [self.texts[row] for row in self.job.span(0)]
+        report_sanity(first, self.reader, self.sae, self.settings, folder)
+
+
+@dataclass
+class Written:
+    """What stands in a folder after a run: how many rows of which status, how many entries, what was new."""
+
+    folder: Path
+    rows: int = 0
+    entries: int = 0
+    status: Counter[str] = field(default_factory=Counter)
+    computed: int = 0
+
+    def add(self, features: SparseFeatures) -> None:
+        self.rows += len(features)
+        self.entries += features.nnz
+        self.status.update(features.status_counts())
+
+
+def write_features(
+    task: Task,
+    out: str | os.PathLike[str],
+    *,
+    part: Part = WHOLE,
+    each_shard: EachShard | None = None,
+    progress: bool = True,
+) -> Written:
+    """Compute what the folder lacks, shard by shard, and mark it complete. A finished folder is only read.
+
+    part: a share of the job; it goes into a folder of its own inside ``out``, for ``merge_parts``.
+    each_shard: called with the rows of each shard in order, computed or read back.
+    """
+    folder = Path(out) if part == WHOLE else Path(out) / part.folder
+    written = Written(folder)
+    rows = sum(len(task.job.span(shard)) for shard in part.shards(task.job))
+    with (
+        tqdm(total=rows, desc="featurize", unit="text", disable=not progress) as bar,
+        StoreWriter(folder, task.job, part) as store,
+    ):
+        if task.columns is not None:
+            store.write_columns(task.columns)
+        task.report_sanity(folder)
+        for shard in store.shards:
+            if store.has(shard):
+                features = read_shard(folder, task.job, shard)
+                bar.update(len(features))
+            else:
+                found = task.compute(shard, bar.update, store.split(shard))
+                if found.split:
+                    store.write_split(shard, found.batches)
+                store.write(shard, found.features, found.batches)
+                features = found.features
+                written.computed += 1
+            written.add(features)
+            if each_shard is not None:
+                each_shard(features)
+        store.finish()
+    report(written.status)
+    return written
+
+
+def compute_features(task: Task, *, each_shard: EachShard | None = None, progress: bool = True) -> SparseFeatures:
+    """All rows in memory, nothing on the disk."""
+    parts = []
+    task.report_sanity(None)
+    with tqdm(total=task.job.rows, desc="featurize", unit="text", disable=not progress) as bar:
+        for shard in range(task.job.shards):
+            parts.append(task.compute(shard, bar.update).features)
+            if each_shard is not None:
+                each_shard(parts[-1])
+    features = SparseFeatures.concatenate(parts)
+    report(Counter(features.status_counts()))
+    return features
+
+
+def report(status: Counter[str]) -> None:
+    """One line of log where rows are not as they should be."""
+    odd = [f"{count} {name}" for name, count in status.items() if name != "ok" and count]
+    if odd:
+        logger.warning("featurize: of %d texts %s", status.total(), ", ".join(odd))

@@ -1,0 +1,252 @@
+"""A feature folder as one table, and back: parquet, and ``datasets`` on disk; a shard in memory at a time.
+
+Columns: id, saerl_idx (list of int32), saerl_val (list of float32 or float16), saerl_status, saerl_n_tokens,
+saerl_hidden where it was kept, then the columns that came with the texts. What is no column (the number of features,
+provenance) is JSON in the schema's metadata under ``saerl_fast``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saerl_fast.durable import naming_full_disk, sync_folder
+from saerl_fast.errors import FormatError, InputError, MissingDependency
+from saerl_fast.extract.store import COLUMNS, iterate_columns, read_shards
+from saerl_fast.features import STATUSES, SparseFeatures
+from saerl_fast.formats.safetensors_file import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow
+
+METADATA = b"saerl_fast"
+OURS = ("id", "saerl_idx", "saerl_val", "saerl_status", "saerl_n_tokens", "saerl_hidden")
+
+
+def export_parquet(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
+    """Write the rows of a feature folder, and their columns, to a new parquet file; returns their number.
+
+    A column that holds values of several kinds is written as JSON text, and named in the metadata. Raises InputError
+    where the file is there already, and the errors of the store.
+    """
+    arrow = _arrow()
+    root, target = Path(folder), Path(path)
+    if target.exists():
+        raise InputError(f"{target} is there already; choose another name, or delete it")
+    described = _Described(root)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with naming_full_disk(target.parent):
+            rows = 0
+            with arrow.parquet.ParquetWriter(temporary, described.schema) as writer:
+                for table in described.tables():
+                    writer.write_table(table)
+                    rows += table.num_rows
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.link(temporary, target)
+            sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def export_dataset(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
+    """Write the same table as a folder for ``datasets.load_from_disk``; returns the number of rows."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependency("a datasets folder needs datasets: pip install 'saerl-fast[rl]'") from error
+    target = Path(path)
+    if target.exists():
+        raise InputError(f"{target} is there already; choose another name, or delete it")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        table = Path(scratch) / "rows.parquet"
+        export_parquet(folder, table)
+        found = datasets.Dataset.from_parquet(str(table), cache_dir=scratch, keep_in_memory=False)
+        note = _arrow().parquet.read_schema(table).metadata[METADATA].decode()
+        found.info.description = note
+        found.save_to_disk(target)
+        return len(found)
+
+
+def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
+    """The rows that ``export_parquet`` wrote, a row group (a shard) at a time.
+
+    Raises FormatError for another file or for columns of other types.
+    """
+    arrow = _arrow()
+    try:
+        file = arrow.parquet.ParquetFile(path)
+    except (OSError, arrow.ArrowException) as error:
+        raise FormatError(f"{path}: cannot be read as parquet: {error}") from error
+    with file:
+        note = (file.schema_arrow.metadata or {}).get(METADATA)
+        if note is None:
+            raise FormatError(f"{path}: its metadata has no saerl_fast entry; was it written by `saerl export`?")
+        described = parse_json(note, str(path))
+        wanted = [name for name in OURS if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            yield from_table(file.read_row_group(group, columns=wanted), described, str(path))
+
+
+def from_dataset(dataset: Any, rows_at_once: int = 1024) -> Iterator[SparseFeatures]:
+    """The rows of a ``datasets.Dataset`` that ``export_dataset`` wrote and ``load_from_disk`` read."""
+    try:
+        described = parse_json(str(dataset.info.description).encode(), "the dataset's description")
+    except FormatError as error:
+        raise FormatError(
+            "this dataset does not say what its features are; was it written by `saerl export`?"
+        ) from error
+    wanted = [name for name in OURS if name in dataset.column_names]
+    for start in range(0, len(dataset), rows_at_once):
+        chosen = dataset.select(range(start, min(start + rows_at_once, len(dataset)))).select_columns(wanted)
+        yield from_table(chosen.with_format("arrow")[:], described, "the dataset")
+
+
+def from_table(table: pyarrow.Table, described: dict[str, Any], origin: str) -> SparseFeatures:
+    """An Arrow table with our columns as features."""
+    features, provenance = described.get("n_features"), described.get("provenance")
+    if type(features) is not int or not isinstance(provenance, dict):
+        raise FormatError(f"{origin}: n_features must be a whole number and provenance an object")
+    if missing := [name for name in OURS[:5] if name not in table.column_names]:
+        raise FormatError(f"{origin}: columns {missing} are missing")
+    indptr, indices = _lists(table, "saerl_idx", np.dtype(np.int32), origin)
+    same, values = _lists(table, "saerl_val", np.dtype(described.get("values", "float32")), origin)
+    if not np.array_equal(indptr, same):
+        raise FormatError(f"{origin}: saerl_idx and saerl_val have rows of different lengths")
+    status = table["saerl_status"].to_pylist()
+    if not set(status) <= set(STATUSES):
+        raise FormatError(f"{origin}: saerl_status must be one of {STATUSES}")
+    ids = table["id"].to_pylist()
+    hidden = None
+    if "saerl_hidden" in table.column_names:
+        hidden = _lists(table, "saerl_hidden", np.dtype(np.float32), origin)[1].reshape(len(ids), -1)
+    return SparseFeatures(
+        indptr=indptr,
+        indices=indices,
+        values=values,
+        n_features=features,
+        ids=tuple(json.loads(name) for name in ids) if described.get("ids_are_json") else tuple(ids),
+        status=tuple(status),
+        n_tokens=table["saerl_n_tokens"].to_numpy().astype(np.int32),
+        hidden=hidden,
+        provenance=provenance,
+    )
+
+
+def _lists(table: pyarrow.Table, name: str, dtype: np.dtype[Any], origin: str) -> tuple[Any, Any]:
+    """Bounds int64 [S + 1] and values of a column of lists."""
+    import pyarrow
+
+    column = table[name].combine_chunks()
+    if isinstance(column, pyarrow.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pyarrow.array([], column.type)
+    if not hasattr(column, "flatten") or column.null_count:
+        raise FormatError(f"{origin}: {name} must be a column of lists with none missing; it is {column.type}")
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if values.dtype != dtype and len(values):
+        raise FormatError(f"{origin}: {name} must hold {dtype}; it holds {values.dtype}")
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), values.astype(dtype)
+
+
+class _Described:
+    """A feature folder as Arrow tables of one schema; two passes over it, none of which holds more than a shard."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        kinds: set[type] = set()
+        first: SparseFeatures | None = None
+        for part in read_shards(folder):
+            first = part if first is None else first
+            kinds.update(map(type, part.ids))
+        if first is None:
+            raise FormatError(f"{folder}: no rows")
+        self.ids_are_json = len(kinds) > 1
+        self._with_columns = (folder / COLUMNS).exists()
+        self._extra, self._as_json = self._columns(first) if self._with_columns else ([], [])
+        self.schema = self._schema(first, int in kinds and not self.ids_are_json)
+
+    def _schema(self, first: SparseFeatures, whole_ids: bool) -> Any:
+        arrow = _arrow()
+        values = arrow.from_numpy_dtype(first.values.dtype)
+        fields = [
+            ("id", arrow.int64() if whole_ids else arrow.string()),
+            ("saerl_idx", arrow.list_(arrow.int32())),
+            ("saerl_val", arrow.list_(values)),
+            ("saerl_status", arrow.string()),
+            ("saerl_n_tokens", arrow.int32()),
+        ]
+        if first.hidden is not None:
+            fields.append(("saerl_hidden", arrow.list_(arrow.float32())))
+        note = {
+            "n_features": first.n_features,
+            "provenance": dict(first.provenance),
+            "values": str(first.values.dtype),
+            "ids_are_json": self.ids_are_json,
+            "json_columns": self._as_json,
+        }
+        return arrow.schema([*fields, *self._extra], metadata={METADATA: json.dumps(note).encode()})
+
+    def _columns(self, first: SparseFeatures) -> tuple[list[Any], list[str]]:
+        """Fields of the columns that came with the texts, and the names of those that must be JSON text."""
+        arrow = _arrow()
+        rows = iterate_columns(self.folder)
+        found: dict[str, Any] = {}
+        as_json: list[str] = []
+        while chunk := list(islice(rows, 4096)):
+            for name in dict.fromkeys(name for row in chunk for name in row):
+                if name in OURS[1:]:
+                    raise InputError(f"{self.folder}: its texts came with a column {name!r}, which is a name of ours")
+                try:
+                    kind = arrow.array([row.get(name) for row in chunk]).type
+                    both = [arrow.schema([(name, each)]) for each in (found.get(name, kind), kind)]
+                    found[name] = arrow.unify_schemas(both, promote_options="permissive").field(0).type
+                except (arrow.ArrowException, OverflowError):
+                    as_json.append(name)
+        found.pop("id", None)  # the id of a row is a column already
+        fields = [
+            arrow.field(name, arrow.string() if name in as_json or arrow.types.is_null(kind) else kind)
+            for name, kind in {**dict.fromkeys(as_json, arrow.string()), **found}.items()
+            if name != "id"
+        ]
+        return fields, sorted(set(as_json) - {"id"})
+
+    def tables(self) -> Iterator[Any]:
+        arrow = _arrow()
+        rows = iterate_columns(self.folder) if self._with_columns else iter(())
+        for part in read_shards(self.folder):
+            bounds = part.indptr.astype(np.int32)
+            arrays = {
+                "id": [json.dumps(name) for name in part.ids] if self.ids_are_json else list(part.ids),
+                "saerl_idx": arrow.ListArray.from_arrays(bounds, part.indices),
+                "saerl_val": arrow.ListArray.from_arrays(bounds, part.values),
+                "saerl_status": list(part.status),
+                "saerl_n_tokens": part.n_tokens,
+            }
+            if part.hidden is not None:
+                ends = np.arange(len(part) + 1, dtype=np.int32) * part.hidden.shape[1]
+                arrays["saerl_hidden"] = arrow.ListArray.from_arrays(ends, part.hidden.reshape(-1))
+            chunk = list(islice(rows, len(part)))
+            for field in self._extra:
+                column = [row.get(field.name) for row in chunk]
+                as_json = field.name in self._as_json
+                arrays[field.name] = [json.dumps(v) if as_json and v is not None else v for v in column]
+            yield arrow.table(arrays, schema=self.schema)
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependency("parquet and datasets need pyarrow: pip install 'saerl-fast[rl]'") from error
+    return pyarrow
