@@ -11,6 +11,7 @@ from saerl_fast.kernels import (
     int8_product,
     kmeans_cpu,
     kmeans_cuda,
+    latent_groups,
     native,
     pool_cpu,
     pool_cuda,
@@ -98,6 +99,10 @@ def _cuda_update_refuses(call: Call) -> str | None:
     return "adds up sparse rows only" if call.sparse is False else _cuda_refuses(call)
 
 
+def _triton_topk_refuses(call: Call) -> str | None:
+    return _triton_refuses(call) or latent_groups.refuses(call.n_latents, call.k)
+
+
 def _triton_update_refuses(call: Call) -> str | None:
     return "adds up dense rows only" if call.sparse else _triton_refuses(call)
 
@@ -105,12 +110,14 @@ def _triton_update_refuses(call: Call) -> str | None:
 TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses, marks_bad_rows=True),
+        "triton": Implementation(_triton("encode_triton", "topk"), _triton_topk_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {
         "cuda": Implementation(threshold_cuda.encode, _cuda_refuses, marks_bad_rows=True),
+        "triton": Implementation(_triton("encode_triton", "threshold"), _triton_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),

@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saerl_fast.kernels import gathered_sums, kmeans_triton
+from saerl_fast.kernels import gathered_sums, kmeans_triton, scores_triton, select_triton
 
 TARGETS = (80, 90)
 LONG, INT, FLOAT, DOUBLE, HALF = "*i64", "*i32", "*fp32", "*fp64", "*bf16"
@@ -43,6 +43,33 @@ DOTS = {
     "width": "i32", "x_stride": "i64", "stride": "i64",
 }  # fmt: skip
 PARTS = {"first_parts": LONG, "n_parts": LONG, "parts": FLOAT, "out": FLOAT, "width": "i32"}
+SCORES = {
+    "x": HALF, "w": HALF, "bias": FLOAT, "scale": FLOAT, "centre": FLOAT, "row_index": LONG, "theta": FLOAT,
+    "row_error": FLOAT, "row_size": FLOAT, "latent_size": FLOAT, "latent_error": FLOAT, "scores": FLOAT,
+    "groups": INT, "n_rows": "i32", "x_rows": "i32", "n_latents": "i32", "width": "i32", "n_groups": "i32",
+    "x_row_stride": "i32", "w_row_stride": "i32", "scores_stride": "i32",
+}  # fmt: skip
+HALF_TILE = {
+    "x_column_stride": 1, "w_column_stride": 1, "HAS_INDEX": True, "HAS_SCALE": True, "HAS_CENTRE": False,
+    "WIDEN": False, "X_BLOCKS": False, "W_BLOCKS": False, "COUNT": False, "BOUND": False, "BLOCK_N": 128,
+    "BLOCK_M": 256, "BLOCK_D": 64, "GROUP": 32, "STRIPE": 8,
+}  # fmt: skip
+COPIED = {"X_BLOCKS": True, "W_BLOCKS": True, "HAS_INDEX": False}
+FULL_TILE = {"HAS_CENTRE": True, "WIDEN": True, "BLOCK_N": 64, "BLOCK_M": 128, "BLOCK_D": 16}
+SELECT = {
+    "scores": FLOAT, "ranks": INT, "values": FLOAT, "columns": INT, "n_latents": "i32", "scores_stride": "i32",
+    "n_groups": "i32", "k": "i32",
+}  # fmt: skip
+KEPT = {
+    "scores": FLOAT, "theta": FLOAT, "counts": "*u8", "row_counts": LONG, "starts": LONG, "columns": INT,
+    "values": FLOAT, "n_latents": "i32", "scores_stride": "i32", "n_groups": "i32", "capacity": "i32",
+}  # fmt: skip
+FOLD = {
+    "w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32",
+    "row_stride": "i32",
+}  # fmt: skip
+DIVISIBLE = {"x_row_stride", "w_row_stride", "scores_stride", "width", "n_latents"}
+"""Numbers that are multiples of 16 for the SAEs people have."""
 
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "decode": (
@@ -85,21 +112,56 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1},
         8,
     ),
+    "scores": (scores_triton.scores_kernel, SCORES, HALF_TILE, 8),
+    "scores_counted": (scores_triton.scores_kernel, SCORES | {"groups": "*u8"}, HALF_TILE | {"COUNT": True}, 8),
+    "scores_bounded": (scores_triton.scores_kernel, SCORES, HALF_TILE | {"BOUND": True}, 8),
+    "scores_float32": (scores_triton.scores_kernel, SCORES | {"x": FLOAT, "w": FLOAT}, HALF_TILE | FULL_TILE, 8),
+    "scores_copied": (
+        scores_triton.scores_kernel,
+        SCORES | {"x": "tensordesc<bf16[128, 64]>", "w": "tensordesc<bf16[256, 64]>"},
+        HALF_TILE | COPIED,
+        8,
+    ),
+    "fold": (scores_triton.fold_kernel, FOLD, {"column_stride": 1, "BLOCK_M": 16, "BLOCK_D": 128}, 4),
+    "select": (
+        select_triton.topk_kernel,
+        SELECT,
+        {"RELU": True, "GROUP": 32, "GROUPS": 1024, "CHOSEN": 64, "KEPT": 64},
+        4,
+    ),
+    "row_counts": (
+        select_triton.row_counts_kernel,
+        {"counts": "*u8", "row_counts": LONG, "n_groups": "i32"},
+        {"GROUPS": 1024},
+        4,
+    ),
+    "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),
 }
+STAGES = {"scores": 3, "scores_counted": 3, "scores_bounded": 3, "scores_copied": 3, "scores_float32": 2}
+ONLY_ON = {"scores_copied": 90}
+"""Where the bulk copy engine is."""
+BEFORE_HOPPER = {"BLOCK_M": 128}
+"""Constants of the kernels in STAGES on sm_80."""
 """name -> kernel, types of its arguments, constants, warps: the forms that the launchers ask for on a large call"""
 
 
 def usage(name: str, target: int) -> dict[str, int]:
     """Registers and bytes of stack (that is, spills) per thread, and bytes of shared memory per block."""
     kernel, types, constants, warps = KERNELS[name]
+    if target < 90 and name in STAGES:
+        constants = constants | BEFORE_HOPPER
     names = kernel.arg_names
     signature = {argument: types.get(argument, "constexpr") for argument in names}
     places = {(names.index(argument),): value for argument, value in constants.items()}
     aligned = {
-        (place,): [["tt.divisibility", 16]] for place, argument in enumerate(names) if signature[argument][0] == "*"
+        (place,): [["tt.divisibility", 16]]
+        for place, argument in enumerate(names)
+        if signature[argument][0] == "*" or argument in DIVISIBLE
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps, "num_stages": STAGES.get(name, 3)}
+    )
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -111,4 +173,5 @@ def usage(name: str, target: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    json.dump({f"{name}-sm_{target}": usage(name, target) for target in TARGETS for name in KERNELS}, sys.stdout)
+    wanted = [(name, target) for target in TARGETS for name in KERNELS if ONLY_ON.get(name, target) == target]
+    json.dump({f"{name}-sm_{target}": usage(name, target) for name, target in wanted}, sys.stdout)

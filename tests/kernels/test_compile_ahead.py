@@ -21,6 +21,15 @@ MOST_REGISTERS = {
     "assign_sparse": 64,
     "assign_dense": 136,
     "assign_dense_bfloat16": 144,
+    "scores": 240,
+    "scores_counted": 248,
+    "scores_bounded": 248,
+    "scores_copied": 224,
+    "scores_float32": 208,
+    "fold": 128,
+    "select": 80,
+    "row_counts": 40,
+    "threshold": 88,
 }
 """A little above what triton 3.9 takes; 65,536 / threads is what a multiprocessor has."""
 
@@ -40,4 +49,6 @@ def test_kernels_compile_without_spills(tmp_path):
     for name, taken in found.items():
         assert taken["stack"] == 0, (name, taken)
         assert taken["registers"] <= MOST_REGISTERS[name.split("-")[0]], (name, taken)
-        assert taken["shared"] <= 99 * 1024, (name, taken)
+        # the wide tile is for GPUs with 227 kB a block; the others are to run on those with 99
+        most = 160 if name.startswith("scores") and name.endswith("sm_90") else 99
+        assert taken["shared"] <= most * 1024, (name, taken)
