@@ -26,10 +26,15 @@ def compiled_select() -> bool:
     return native.missing() is None and bool(native.module().cuda)
 
 
+def most_kept(n_latents: int, k: int) -> int:
+    """The most latents a row may keep, in groups of the size for k."""
+    return int(native.module().cuda_max_k) if compiled_select() else MOST_SORTED // group_size_for(n_latents, k)
+
+
 def refuses(n_latents: int, k: int) -> str | None:
     """Why rows of so many latents cannot be selected from by the maxima of their groups, or None."""
     group = group_size_for(n_latents, k)
     if -(-n_latents // group) > MOST_GROUPS:
         return f"keeps the maxima of at most {MOST_GROUPS} groups of {group} latents, not of {n_latents} latents"
-    limit = int(native.module().cuda_max_k) if compiled_select() else MOST_SORTED // group
+    limit = most_kept(n_latents, k)
     return f"keeps at most {limit} latents per row, not k={k}" if k > limit else None
