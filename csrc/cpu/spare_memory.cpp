@@ -54,8 +54,10 @@ Memory take_memory(size_t bytes) {
     if (kKeep) {
         const Lock lock;
         for (Memory& spare : spares) {
-            const bool fits = spare.bytes >= bytes && spare.bytes / kMostWaste <= bytes;
-            if (lock.held() && spare.data && fits) return std::exchange(spare, Memory{});
+            // without the lock a spare is not even to be looked at: it may be written to
+            const bool there = lock.held() && spare.data;
+            const bool fits = there && spare.bytes >= bytes && spare.bytes / kMostWaste <= bytes;
+            if (fits) return std::exchange(spare, Memory{});
         }
     }
     const Memory fresh = {std::malloc(bytes), bytes};

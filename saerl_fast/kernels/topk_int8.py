@@ -56,9 +56,8 @@ def survivors_limit(k: int, n_latents: int) -> int:
 def pays(width: int, n_latents: int, k: int) -> bool:
     """Whether screening is faster than backend `cpu`.
 
-    A rule on shapes alone, so that a row does not change its backend with the size of its batch. Measured at one
-    thread, 2,048 rows, time over that of `cpu`: 0.49 at D 1536, M 24,576, k 64; 0.55 at 768, 12,288, 32; 0.82 at 512,
-    8,192, 64; but 0.94 at 384, 4,096, 32, 1.0 at 1536, 24,576, 256 and 1.2 at 256, 4,096, 32: what a row costs for
-    its survivors grows with k, what the product saves with D M.
+    A rule on shapes alone, so that a row does not change its backend with the size of its batch: what a row costs for
+    its survivors grows with k, what the product saves with D M. Where it changes over was found on one processor, with
+    AMX; docs/measured.md says what is measured, and that others may change over elsewhere.
     """
     return width >= 512 and n_latents >= 8192 and 128 * k <= n_latents

@@ -29,7 +29,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
     n_clusters; metric "cosine" (spherical: rows and centroids have length 1, distance 1 - cosine; a row of
     zeros is at distance 1 from all and goes to cluster 0) or "euclidean" (squared distance);
     value_transform "none" | "sqrt" | "log1p": what is done to the values first ("sqrt" suits mean-pooled SAE
-    features: mutual information with the subject of 7,474 MATH problems 0.27 against 0.20 with "none");
+    features, counts in disguise of which a few are large: scaling.py);
     max_iter, tol: `fit` ends when an iteration gains no more than this share of the inertia;
     n_init: starts, of which the best is kept; decay: share of its weight that a centroid keeps at each
     `partial_fit` (1: all rows count the same); reassignment_ratio: in `partial_fit`, a cluster that wins less

@@ -292,6 +292,15 @@ class TestSample:
         ]
         assert 0.98 * held[1] < held[0] <= held[1] * (1 + 1e-4)
 
+    def test_a_sample_stands_for_all_rows_whatever_their_order(self):
+        rows, labels = planted.clusters(3000, 200, n_clusters=8)
+        rows = rows[np.argsort(labels, kind="stable")]
+        held = [
+            np.square(FeatureProjection(8, max_rows=most, random_state=0).fit_transform(rows).astype(float)).sum()
+            for most in (400, 3000)
+        ]
+        assert 0.98 * held[1] < held[0] <= held[1] * (1 + 1e-4)
+
     def test_weights_and_sizes_are_those_of_all_rows(self):
         rows, _ = planted.clusters(3000, 200, n_clusters=8)
         sampled, whole = (FeatureProjection(8, max_rows=most, random_state=0).fit(rows) for most in (1000, 3000))
