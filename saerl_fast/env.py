@@ -126,5 +126,5 @@ def _operations() -> dict[str, dict[str, str]]:
     from saerl_fast.ops.table import TABLE
 
     # a call that lies where the backend works, so that the reason is the backend's and not the call's
-    home = {"cuda": "cuda", "triton": "cuda", "cpu_int8": "cpu", "cpu": "cpu", "reference": "cpu"}
+    home = {name: "cuda" if name.startswith(("cuda", "triton")) else "cpu" for name in BACKENDS}
     return {op: {name: refusal(TABLE, op, name, Call(home[name], k=64)) or RUNS for name in BACKENDS} for op in TABLE}

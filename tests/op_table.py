@@ -150,7 +150,12 @@ ENCODER_MISTAKES = (
     BadInput("row_negative", {"row_index": torch.tensor([-1])}, InputError, "got values from -1 to -1"),
     BadInput("row_int32", {"row_index": torch.zeros(2, dtype=torch.int32)}, DtypeError, "row_index must be of int64"),
     BadInput("other_device", {"b_enc": torch.zeros(100, device="meta")}, InputError, "b_enc on meta"),
-    BadInput("unknown_backend", {"backend": "tpu"}, InputError, "cuda, triton, cpu_int8, cpu, reference; got 'tpu'"),
+    BadInput(
+        "unknown_backend",
+        {"backend": "tpu"},
+        InputError,
+        "cuda, triton, triton_bf16, cpu_int8, cpu, reference; got 'tpu'",
+    ),
 )
 
 TOPK_MISTAKES = (
@@ -324,7 +329,12 @@ OPERATIONS = {
     op.name: op
     for op in (
         Operation(
-            "topk_encode", ops.topk_encode, ("cpu_int8", "cpu", "reference"), TOPK_SAMPLES, TOPK_MISTAKES, ("triton",)
+            "topk_encode",
+            ops.topk_encode,
+            ("cpu_int8", "cpu", "reference"),
+            TOPK_SAMPLES,
+            TOPK_MISTAKES,
+            ("triton", "triton_bf16"),
         ),
         Operation(
             "threshold_encode",

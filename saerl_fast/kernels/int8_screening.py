@@ -182,16 +182,19 @@ def most_survivors(n_latents: int) -> int:
 
 
 @functools.cache
-def _warn_of_whole_rows(op: str) -> None:
+def _warn_of_whole_rows(op: str, plain: str) -> None:
     logger.warning(
-        "%s: more than %d %% of the rows of a block could not be screened by int8 products and were scored "
-        "whole: correct, but slower than backend='cpu'. The rows may lie far from b_dec, or hold few distinct scores",
-        op, 100 * MANY_WHOLE,
+        "%s: more than %d %% of the rows of a block could not be screened by their rounded products and were scored "
+        "whole: correct, but slower than backend=%r. The rows may lie far from b_dec, or hold few distinct scores",
+        op, 100 * MANY_WHOLE, plain,
     )  # fmt: skip
 
 
-def count(op: str, rows: int, result: native.ScreenResult) -> None:
-    """Add to the totals; raises BackendUnavailable where a score lies outside of its bound."""
+def count(op: str, rows: int, result: native.ScreenResult, plain: str = "cpu") -> None:
+    """Add to the totals; raises BackendUnavailable where a score lies outside of its bound.
+
+    plain: the backend that does not screen.
+    """
     global _counts
     if result.outside:
         raise BackendUnavailable(
@@ -200,7 +203,7 @@ def count(op: str, rows: int, result: native.ScreenResult) -> None:
             f"Use backend='cpu', and report torch.__config__.show()"
         )
     if result.whole > MANY_WHOLE * rows:
-        _warn_of_whole_rows(op)
+        _warn_of_whole_rows(op, plain)
     with _counts_lock:
         _counts = ScreeningCounts(
             _counts.rows + rows,

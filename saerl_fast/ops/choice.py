@@ -20,7 +20,8 @@ from saerl_fast.kernels.fork import go_serial_after_fork
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("cuda", "triton", "cpu_int8", "cpu", "reference")
+BACKENDS = ("cuda", "triton", "triton_bf16", "cpu_int8", "cpu", "reference")
+# triton_bf16 has to be asked for, until it has been timed
 ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu_int8", "cpu", "reference")}
 NOT_WRITTEN = "not written for this operation"
 
@@ -65,7 +66,8 @@ _wish: ContextVar[str | None] = ContextVar("saerl_fast_backend", default=None)
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Ask for one backend ("cuda", "triton", "cpu_int8", "cpu" or "reference") for every operation in the block.
+    """Ask for one backend for every operation in the block: "cuda", "triton", "triton_bf16", "cpu_int8", "cpu" or
+    "reference".
 
     Holds for this thread or task only. Raises InputError for an unknown name; the operations raise
     BackendUnavailable where the backend cannot run them.

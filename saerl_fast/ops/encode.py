@@ -34,7 +34,8 @@ def topk_encode(
 
     Scores are accumulated and compared in float32 (float64 for float64 input). Ties go to the lower
     index, +inf comes first. A row with a NaN score gives NaN values and indices 0..k-1. `relu=False`
-    returns h itself; the choice is the same. Not differentiable: a backward pass through it raises.
+    returns h itself; the choice is the same. Backends `cpu_int8` and `triton_bf16` give the set of float64, and float64
+    sums rounded once. Not differentiable: a backward pass through it raises.
 
     Raises ShapeError, DtypeError, InputError (k, devices, row_index out of range) and, where `backend`
     was asked for and cannot run the call, BackendUnavailable. The compiled backends on a GPU do not wait to

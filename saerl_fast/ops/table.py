@@ -111,6 +111,7 @@ TABLE: Table = {
     "topk_encode": {
         "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses, marks_bad_rows=True),
         "triton": Implementation(_triton("encode_triton", "topk"), _triton_topk_refuses, marks_bad_rows=True),
+        "triton_bf16": Implementation(_triton("topk_bf16", "encode"), _triton_topk_refuses),
         "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never),

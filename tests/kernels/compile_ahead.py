@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saerl_fast.kernels import gathered_sums, kmeans_triton, scores_triton, select_triton
+from saerl_fast.kernels import gathered_sums, kmeans_triton, rescore_triton, scores_triton, select_triton
 
 TARGETS = (80, 90)
 LONG, INT, FLOAT, DOUBLE, HALF = "*i64", "*i32", "*fp32", "*fp64", "*bf16"
@@ -67,6 +67,10 @@ KEPT = {
 FOLD = {
     "w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32",
     "row_stride": "i32",
+}  # fmt: skip
+RESCORED = {
+    "order": LONG, "latents": INT, "x": HALF, "w": FLOAT, "centre": FLOAT, "bias": FLOAT, "scale": FLOAT,
+    "exact": DOUBLE, "n_pairs": "i32", "per_row": "i32", "width": "i32", "x_stride": "i32", "w_stride": "i32",
 }  # fmt: skip
 DIVISIBLE = {"x_row_stride", "w_row_stride", "scores_stride", "width", "n_latents"}
 """Numbers that are multiples of 16 for the SAEs people have."""
@@ -133,6 +137,12 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         select_triton.row_counts_kernel,
         {"counts": "*u8", "row_counts": LONG, "n_groups": "i32"},
         {"GROUPS": 1024},
+        4,
+    ),
+    "rescore": (
+        rescore_triton.rescore_kernel,
+        RESCORED,
+        {"HAS_CENTRE": True, "HAS_SCALE": True, "PAIRS": 8, "CHANNELS": 128},
         4,
     ),
     "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),

@@ -29,6 +29,7 @@ MOST_REGISTERS = {
     "fold": 128,
     "select": 80,
     "row_counts": 40,
+    "rescore": 128,
     "threshold": 88,
 }
 """A little above what triton 3.9 takes; 65,536 / threads is what a multiprocessor has."""

@@ -90,7 +90,7 @@ def test_block_asks_and_ends():
 
 def test_unknown_name():
     with (
-        pytest.raises(InputError, match="one of cuda, triton, cpu_int8, cpu, reference; got 'gpu'"),
+        pytest.raises(InputError, match="one of cuda, triton, triton_bf16, cpu_int8, cpu, reference; got 'gpu'"),
         ops.backend("gpu"),
     ):
         pass
