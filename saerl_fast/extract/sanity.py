@@ -49,7 +49,11 @@ def report_sanity(
     """
     if folder is not None and (folder / SANITY).exists():
         return None
-    rows = sample_rows(texts, reader, sae, settings)
+    try:
+        rows = sample_rows(texts, reader, sae, settings)
+    except torch.OutOfMemoryError as error:
+        logger.warning("sanity: not measured, the device had no room for a sample of tokens (%s)", error)
+        return None
     if not len(rows):
         return None
     finite = rows.isfinite().flatten(1).all(dim=1)

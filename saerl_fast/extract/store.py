@@ -287,7 +287,8 @@ def _hash_shard(tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> str:
 def _bytes(tensor: Tensor) -> memoryview:
     import torch
 
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    # numpy may hand over an empty array with a stride of 0, which torch does not view as bytes
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def _done(folder: Path, job: Job, shards: Iterable[int]) -> bytes:

@@ -78,7 +78,8 @@ def encode(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     """The contract of `ops.topk_encode`; arguments are checked, none is float64."""
-    encoder = Encoder(*(None if part is None else part.float().contiguous() for part in (w_enc, b_enc, b_dec, scale)))
+    centre, factor = (None if part is None else part.float().contiguous() for part in (b_dec, scale))
+    encoder = Encoder(w_enc.float().contiguous(), b_enc.float().contiguous(), centre, factor)
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     values = torch.empty(n_rows, k, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_rows, k, dtype=torch.int32, device=x.device)

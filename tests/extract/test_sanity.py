@@ -111,3 +111,18 @@ def test_what_is_off_is_judged_by_what_was_promised():
     assert len(what_is_off(replace(good, l0=15.9), sae, rows=64)) == 1
     assert promised_l0(tiny.sae()) == 8
     assert promised_l0(tiny.sae("standard")) is None
+
+
+def test_no_room_for_the_sample_is_said_and_ends_nothing(caplog):
+    model, calls = tiny.causal_lm(), []
+
+    def once(*_):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.model.layers[0].register_forward_hook(once)
+    features = featurize(tiny.texts(3), model, fitting_sae(), tokenizer=tiny.tokenizer(), progress=False)
+    handle.remove()
+    assert len(features) == 3
+    assert "sanity: not measured, the device had no room" in caplog.text
