@@ -30,6 +30,7 @@ _HOME = {
     "QualityProbe": "saerl_fast.signals",
     "BatchPlan": "saerl_fast.curriculum",
     "make_plan": "saerl_fast.curriculum",
+    "train_sae": "saerl_fast.sae_trainer",
     "ops": "saerl_fast.ops",
     "errors": "saerl_fast.errors",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "load_sae",
     "make_plan",
     "ops",
+    "train_sae",
 ]
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from saerl_fast.featurizer import featurize
     from saerl_fast.formats import load_sae
     from saerl_fast.sae import SAE
+    from saerl_fast.sae_trainer import train_sae
     from saerl_fast.signals import DifficultyProxy, FeatureProjection, QualityProbe, StreamingKMeans
 
 

@@ -149,6 +149,13 @@ def _discard(path: Path) -> None:
         os.unlink(path)
 
 
+def remove(path: Path) -> None:
+    """Take a file away for good; nothing happens where there is none."""
+    if path.exists():
+        _discard(path)
+        sync_folder(path.parent)
+
+
 def disk_full(error: OSError, path: Path, size: int | None = None) -> OSError:
     """DiskFullError where the error is of a full disk, a quota or a limit on file sizes, else the error itself."""
     if error.errno not in _FULL:

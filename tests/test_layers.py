@@ -21,7 +21,7 @@ LAYERS = [
     ["sae", "features"],
     ["formats"],
     ["extract"],
-    ["featurizer", "train_sae", "accelerated"],
+    ["featurizer", "sae_trainer", "accelerated"],
     ["signals"],
     ["steer"],
     ["curriculum"],

@@ -34,11 +34,11 @@ def write_activations(
     from safetensors.torch import save_file
 
     from saerl_fast.extract.reader import make_reader
-    from saerl_fast.extract.stream import stream_activations
+    from saerl_fast.extract.stream import ActivationStream
     from saerl_fast.formats import load_sae
 
     found = next(
-        stream_activations(
+        ActivationStream(
             texts, make_reader(model, load_sae(sae)), batch_rows=rows, buffer_rows=4 * rows, max_length=max_length
         )
     )

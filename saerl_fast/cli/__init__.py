@@ -1,5 +1,5 @@
 """The shell commands: saerl featurize | verify | repair | merge | export | evaluate | label | plan | train | report |
-convert | env | bench | demo.
+convert | train-sae | env | bench | demo.
 
 Each command is one module with ``add`` (its options) and ``run`` (its work). Nothing heavy is imported
 before a command runs, so that ``saerl --help`` answers at once.
@@ -29,6 +29,7 @@ COMMANDS = (
     "train",
     "report",
     "convert",
+    "train-sae",
     "env",
     "bench",
     "demo",
@@ -45,12 +46,16 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     found = {}
     for name in COMMANDS:
-        module = importlib.import_module(f"saerl_fast.cli.{name}")
+        module = importlib.import_module(_module_of(name))
         command = subparsers.add_parser(name, help=module.SUMMARY, description=module.__doc__)
         command.add_argument("--config", metavar="FILE", help="YAML file of options; the command line wins over it")
         module.add(command)
         found[name] = command
     return parser, found
+
+
+def _module_of(command: str) -> str:
+    return f"saerl_fast.cli.{command.replace('-', '_')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         apply_config(words, commands)
         args = parser.parse_args(words)
-        module = importlib.import_module(f"saerl_fast.cli.{args.command}")
+        module = importlib.import_module(_module_of(args.command))
         code: int = module.run(args)
     except (SaerlError, OSError) as error:
         print(f"saerl: {type(error).__name__}: {error}", file=sys.stderr)

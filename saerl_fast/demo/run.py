@@ -26,16 +26,16 @@ from saerl_fast.durable import read_object, replace
 from saerl_fast.errors import InputError, JobMismatchError
 from saerl_fast.extract.inputs import hash_file
 from saerl_fast.extract.reader import make_reader
-from saerl_fast.extract.stream import stream_activations
+from saerl_fast.extract.stream import ActivationStream
 from saerl_fast.features import SparseFeatures
 from saerl_fast.featurizer import featurize
 from saerl_fast.formats import load_sae
 from saerl_fast.report import write_report
 from saerl_fast.rl.label import difficulty_column, label, read_labels
 from saerl_fast.rl.train import TrainConfig, TrainResult, train
+from saerl_fast.sae import sanity
 from saerl_fast.signals.evaluate import evaluate, format_table
 from saerl_fast.steer import Signals, steer, write_signals
-from saerl_fast.train_sae import sanity
 
 Result = TypeVar("Result")
 
@@ -149,7 +149,7 @@ def _sanity(problems: Sequence[Problem], out: Path, seed: int) -> None:
     reader = make_reader(POLICY, sae)
     texts = [problem.text for problem in problems]
     rows = next(
-        stream_activations(
+        ActivationStream(
             texts, reader, batch_rows=SANITY_ROWS, buffer_rows=2 * SANITY_ROWS, max_length=CONTEXT, seed=seed
         )
     )

@@ -11,24 +11,23 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from saerl_fast.demo.figures import write_figures
 from saerl_fast.demo.policy import NAME, POLICY
 from saerl_fast.demo.problems import generate
 from saerl_fast.errors import FormatError
 from saerl_fast.extract.hooks import block_output
-from saerl_fast.extract.loading import load_blocks, load_tokenizer
-from saerl_fast.extract.reader import Reader
-from saerl_fast.extract.stream import stream_activations
+from saerl_fast.extract.reader import open_reader
+from saerl_fast.extract.stream import ActivationStream
+from saerl_fast.extract.tokens import Text
 from saerl_fast.formats import load_sae
-from saerl_fast.train_sae import SAESanity, sanity, train_topk_sae
+from saerl_fast.sae import SAESanity, sanity
+from saerl_fast.sae_trainer import train_sae
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +39,13 @@ CONTEXT = 256
 
 
 def train(policy: Path, out: Path, *, problems: int, rows: int, seed: int = 0) -> SAESanity:
-    """Train on ``rows`` tokens of ``problems`` train problems, save in fp16, measure on held-out tokens."""
-    reader = Reader(
-        load_blocks(str(policy), LAYER, device="cpu", dtype=torch.float32),
-        load_tokenizer(str(policy)),
-        block_output(LAYER),
-        NAME,
-    )
+    """Train on ``rows`` tokens of ``problems`` train problems, save in fp16, measure on held-out tokens.
 
-    def stream(split: str) -> Iterator[Tensor]:
-        texts = [problem.text for problem in generate(problems, split=split, seed=seed)]
-        return stream_activations(texts, reader, batch_rows=1024, buffer_rows=65_536, seed=seed, max_length=CONTEXT)
+    The training itself is resumable; its folder stays beside ``out``.
+    """
+
+    def texts(split: str) -> list[Text]:
+        return [problem.text for problem in generate(problems, split=split, seed=seed)]
 
     metadata = {
         "model_name": NAME,
@@ -59,21 +54,41 @@ def train(policy: Path, out: Path, *, problems: int, rows: int, seed: int = 0) -
         "context_size": CONTEXT,
         "prepend_bos": False,
     }
-    train_topk_sae(stream("train"), out, d_sae=D_SAE, k=K, rows=rows, metadata=metadata, seed=seed)
-    halve(out)
-    return sanity(load_sae(out), torch.cat(list(itertools.islice(stream("held_out"), 16))))
+    unseen = texts("held_out")
+    trained = train_sae(
+        texts("train"),
+        policy,
+        out.with_name(f"{out.name}.training"),
+        layer=LAYER,
+        width=D_SAE,
+        k=K,
+        tokens=rows,
+        held_out=unseen[:256],
+        batch_rows=1024,
+        buffer_rows=65_536,
+        max_length=CONTEXT,
+        metadata=metadata,
+        seed=seed,
+        device="cpu",
+        dtype=torch.float32,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    halve(trained.folder, out)
+    reader = open_reader(policy, block_output(LAYER), device="cpu", dtype=torch.float32)
+    stream = ActivationStream(unseen, reader, batch_rows=1024, buffer_rows=65_536, seed=seed, max_length=CONTEXT)
+    return sanity(load_sae(out), torch.cat(list(itertools.islice(stream, 16))))
 
 
-def halve(folder: Path) -> None:
-    """Rewrite the weights of a sae-lens folder in fp16, and say so in its cfg.json."""
+def halve(folder: Path, out: Path) -> None:
+    """Write a sae-lens folder again with weights in fp16, and say so in its cfg.json."""
     weights = load_file(folder / "sae_weights.safetensors")
     largest = max(float(tensor.abs().max()) for tensor in weights.values())
     if largest > torch.finfo(torch.float16).max:
         raise FormatError(f"halve: wanted weights within fp16; got {largest:g} in {folder}. Keep them in fp32")
     half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
-    save_file(half, folder / "sae_weights.safetensors")
+    save_file(half, out / "sae_weights.safetensors")
     settings = json.loads((folder / "cfg.json").read_text()) | {"dtype": "float16"}
-    (folder / "cfg.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (out / "cfg.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

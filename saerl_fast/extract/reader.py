@@ -98,6 +98,21 @@ def make_reader(
     SAE says that it was made for another model or layer.
     """
     place = _choose_hook(sae, layer, hook)
+    reader = open_reader(model, place, tokenizer=tokenizer, device=device, dtype=dtype, device_map=device_map)
+    _check_fit(reader, sae)
+    return reader
+
+
+def open_reader(
+    model: nn.Module | str | os.PathLike[str],
+    place: Hook,
+    *,
+    tokenizer: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+) -> Reader:
+    """A reader of one place, whatever SAE may read it; ModelMismatchError where the model has no such place."""
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise InputError("a model object needs tokenizer=...; only a path or an id brings its own")
@@ -109,7 +124,7 @@ def make_reader(
         loaded = load_blocks(name, place.layer, device=device, dtype=dtype, device_map=device_map)
         tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
     reader = Reader(loaded, tokenizer, place, name)
-    _check_fit(reader, sae)
+    find_module(reader.model, reader.hook)
     return reader
 
 
@@ -129,7 +144,6 @@ def _choose_hook(sae: SAE, layer: int | None, hook: str | None) -> Hook:
 
 
 def _check_fit(reader: Reader, sae: SAE) -> None:
-    find_module(reader.model, reader.hook)
     width = hook_width(reader.model, reader.hook)
     if width not in (None, sae.d_in):
         raise ModelMismatchError(

@@ -126,12 +126,12 @@ def job_fingerprint(
         "on_nonfinite": settings.on_nonfinite,
         "torch": torch.__version__,
         "saerl_fast": __version__,
-        "texts": _hash_each(texts),
-        "ids": _hash_each(ids),
+        "texts": hash_each(texts),
+        "ids": hash_each(ids),
     }
 
 
-def _hash_each(items: Sequence[Any]) -> str:
+def hash_each(items: Sequence[Any]) -> str:
     digest = hashlib.sha256()
     for item in _plain(items):
         digest.update(item)

@@ -25,7 +25,7 @@ from torch import Tensor
 from saerl_fast.errors import FormatError, UnsafeFileError
 
 MAX_HEADER_BYTES = 1 << 20
-MAX_TENSORS = 16
+MAX_TENSORS = 32
 MAX_DIM = 2**31 - 1
 MAX_FILE_BYTES = 64 << 30
 MAX_JSON_DEPTH = 8

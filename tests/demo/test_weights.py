@@ -23,11 +23,11 @@ from saerl_fast.demo.train_sae import CONTEXT, D_SAE, LAYER, K
 from saerl_fast.demo.wording import TOPICS
 from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import make_reader
-from saerl_fast.extract.stream import stream_activations
+from saerl_fast.extract.stream import ActivationStream
 from saerl_fast.featurizer import featurize
 from saerl_fast.formats import load_sae
 from saerl_fast.rl.verify import is_correct
-from saerl_fast.train_sae import sanity
+from saerl_fast.sae import sanity
 
 LARGEST = 4 * 2**20
 """Bytes of everything that is committed."""
@@ -93,7 +93,7 @@ def test_the_sae_fits_the_policy() -> None:
     reader = make_reader(POLICY, sae, device="cpu")
     assert reader.hook == block_output(LAYER)
     texts = [problem.text for problem in generate(300, split="held_out", seed=5)]
-    rows = next(stream_activations(texts, reader, batch_rows=8192, buffer_rows=16_384, max_length=CONTEXT))
+    rows = next(ActivationStream(texts, reader, batch_rows=8192, buffer_rows=16_384, max_length=CONTEXT))
     found = sanity(sae, rows)
     said = json.loads((SAE_FOLDER / "figures.json").read_text())
     assert found.explained_variance == pytest.approx(said["explained_variance"], abs=0.02)

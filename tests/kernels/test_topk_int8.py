@@ -308,13 +308,13 @@ def minilm_encoder(real, minilm):
     """2,048 token activations of MATH problems and the encoder that was trained on such."""
     from saerl_fast.extract.inputs import read_table
     from saerl_fast.extract.reader import make_reader
-    from saerl_fast.extract.stream import stream_activations
+    from saerl_fast.extract.stream import ActivationStream
     from saerl_fast.formats.sae_lens import load_sae
 
     sae = load_sae(real / "models" / "minilm-l4-topk32-4096")
     texts = [row["problem"] for row in read_table(str(real / "data" / "math_train.jsonl.gz"))[:400]]
     reader = make_reader(minilm, sae)
-    x = next(stream_activations(texts, reader, batch_rows=2048, buffer_rows=8192, max_length=256))
+    x = next(ActivationStream(texts, reader, batch_rows=2048, buffer_rows=8192, max_length=256))
     return {"x": sae.prepare(x), "w_enc": sae.w_enc, "b_enc": sae.b_enc, "b_dec": sae.b_dec, "scale": sae.latent_scale}
 
 

@@ -82,13 +82,13 @@ def whole_run(tmp_path_factory):
     from saerl_fast.extract.hooks import block_output
     from saerl_fast.extract.loading import load_blocks, load_tokenizer
     from saerl_fast.extract.reader import Reader
-    from saerl_fast.extract.stream import stream_activations
-    from saerl_fast.train_sae import sanity
+    from saerl_fast.extract.stream import ActivationStream
+    from saerl_fast.sae import sanity
 
     model = str(home / "model")
     reader = Reader(load_blocks(model, 1), load_tokenizer(model), block_output(1), "tiny")
     tokens = next(
-        stream_activations([row["text"] for row in rows], reader, batch_rows=256, buffer_rows=512, max_length=64)
+        ActivationStream([row["text"] for row in rows], reader, batch_rows=256, buffer_rows=512, max_length=64)
     )
     found = sanity(load_sae(home / "sae"), tokens)
     sae = {"explained_variance": found.explained_variance, "l0": found.l0, "dead_share": found.dead_share}
