@@ -22,6 +22,7 @@ from saerl_fast.sae import sanity
 from saerl_fast.sae_trainer import Recipe, train_sae
 from saerl_fast.sae_trainer import fit as fitting
 from saerl_fast.sae_trainer import run as running
+from saerl_fast.sae_trainer.checkpoint import read_checkpoint
 from tests import tiny
 from tests.op_table import dense
 
@@ -88,7 +89,14 @@ def train(world, out, **settings):
 
 @pytest.fixture(scope="module", params=["topk", "batchtopk"])
 def undisturbed(request, world, tmp_path_factory):
-    return request.param, train(world, tmp_path_factory.mktemp(request.param), kind=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        keep_checkpoint(patch)
+        return request.param, train(world, tmp_path_factory.mktemp(request.param), kind=request.param)
+
+
+def keep_checkpoint(monkeypatch):
+    """Under another name: it shows counts and moments that nothing else of a short run does."""
+    monkeypatch.setattr(running, "remove", lambda path: path.rename(path.with_name("last")))
 
 
 class Killed(BaseException):
@@ -121,11 +129,19 @@ def test_a_killed_run_ends_with_the_same_bits(undisturbed, world, tmp_path, monk
     assert not (tmp_path / "cfg.json").exists()
     assert (tmp_path / fitting.CHECKPOINT).exists() == (done > 0)
     drawn = count_batches(monkeypatch)
+    keep_checkpoint(monkeypatch)
     found = train(world, tmp_path, kind=kind)
     assert len(drawn) == (10 - done if done else 11)
     assert same_files(tmp_path, wanted.folder)
+    assert_same_checkpoints(tmp_path / "last", wanted.folder / "last")
     assert found.sanity == wanted.sanity
-    assert not (tmp_path / fitting.CHECKPOINT).exists()
+
+
+def assert_same_checkpoints(found, wanted):
+    (numbers, tensors), (wanted_numbers, wanted_tensors) = (read_checkpoint(file) for file in (found, wanted))
+    assert numbers == wanted_numbers
+    assert tensors.keys() == wanted_tensors.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], wanted_tensors[name])] == []
 
 
 @pytest.mark.parametrize("lost", ["cfg.json", "sanity.json"])
@@ -147,6 +163,7 @@ def test_killed_while_the_sae_is_written(undisturbed, world, tmp_path, monkeypat
     train(world, tmp_path, kind=kind)
     assert not drawn  # the last step is a checkpoint
     assert same_files(tmp_path, wanted.folder)
+    assert not (tmp_path / fitting.CHECKPOINT).exists()
 
 
 def same_files(folder, wanted):
