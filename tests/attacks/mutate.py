@@ -67,7 +67,7 @@ def first_failure(said: str) -> str:
     """The name of the test that failed first."""
     for line in said.splitlines():
         if line.startswith(("FAILED ", "ERROR ")):
-            return line.split()[1].split("::")[-1]
+            return line.split(" ", 1)[1].split(" - ")[0].split("::")[-1]
     return "a test fails"
 
 

@@ -98,6 +98,31 @@ SEEDS = (
         "tests/kernels/test_kmeans_cpu.py",
         ("csrc/cpu/nearest.h", 'return nan ? __builtin_nanf("") : distance;', "return distance;"),
     ),
+    seed(
+        "scores equal to their threshold kept after screening",
+        "tests/kernels/test_threshold_int8.py::test_equal_is_not_above",
+        ("csrc/cpu/screened_threshold.cpp", "c.score > bound[c.column] &&", "c.score >= bound[c.column] &&"),
+    ),
+    seed(
+        "survivors of the screening cut off at their limit",
+        "tests/kernels/test_threshold_int8.py tests/kernels/test_topk_int8.py",
+        ("csrc/cpu/screening.cpp", "row.whole = row.held > limit_;", "row.held = std::min(row.held, limit_);"),
+    ),
+    seed(
+        "float32 scores of the others stand as they are (topk)",
+        "tests/kernels/test_topk_int8.py",
+        ("csrc/cpu/screened_topk.cpp", "    rescoring.score(others());\n", ""),
+    ),
+    seed(
+        "float32 scores of the others stand as they are (threshold)",
+        "tests/kernels/test_threshold_int8.py",
+        ("csrc/cpu/screened_threshold.cpp", "    rescoring.score(others());\n", ""),
+    ),
+    seed(
+        "memory kept and handed out twice",
+        "tests/kernels/test_spare_memory.py tests/kernels/test_pool_cpu.py",
+        ("csrc/cpu/spare_memory.cpp", "return std::exchange(spare, Memory{});", "return spare;"),
+    ),
     # ---- kernels, Python
     seed(
         "b_dec added instead of subtracted",
@@ -202,6 +227,23 @@ SEEDS = (
         "job without its batch size",
         "tests/attacks/test_job_settings.py",
         ("saerl_fast/extract/settings.py", '        "tokens_per_batch": settings.tokens_per_batch,\n', ""),
+    ),
+    seed(
+        "stream before a block taken for the one behind it",
+        "tests/extract/test_hooks.py",
+        ("saerl_fast/extract/hooks.py", "layer=hook.layer - 1)", "layer=hook.layer)"),
+    ),
+    seed(
+        "last block read behind the final norm",
+        "tests/extract/test_hooks.py",
+        (
+            "saerl_fast/extract/hooks.py",
+            '    if hook.point in ("resid_pre", "resid_post"):\n',
+            "    norm = getattr(text_model(model), 'norm', None)\n"
+            "    if hook.point == 'resid_post' and hook.layer == len(blocks) - 1 and norm is not None:\n"
+            "        return norm, 'output'\n"
+            '    if hook.point in ("resid_pre", "resid_post"):\n',
+        ),
     ),
     # ---- k-means
     seed(

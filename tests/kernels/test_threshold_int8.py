@@ -117,6 +117,18 @@ def test_bounds_that_are_too_tight_are_noticed(monkeypatch):
         encode(zipf_encoder(50, 96, 2048), 1.0)
 
 
+def test_a_row_beyond_the_limit_loses_none_wherever_it_stops(monkeypatch):
+    """Row i keeps its first 150 + i latents and none behind: it may stop on every side of a full list, or of the limit."""
+    monkeypatch.setattr(threshold_int8, "survivors_limit", lambda n_latents: 400)
+    kept = 150 + torch.arange(1000)
+    w_enc = torch.where(torch.arange(2000)[:, None] < kept, 2.0, -2.0)
+    arguments = {"x": torch.eye(1000), "w_enc": w_enc, "b_enc": torch.zeros(2000)}
+    rows, whole, seen = whole_rows(lambda: encode(arguments, 1.0))
+    assert (whole, seen) == (749, 1000)
+    assert torch.equal(rows.indptr.diff(), kept)
+    assert torch.equal(rows.indices, torch.cat([torch.arange(count) for count in kept]).int())
+
+
 def test_where_all_pass_nothing_is_cut_and_it_is_said(caplog):
     arguments = random_encoder(70, 65, 3000)
     arguments["b_enc"] += 1000
