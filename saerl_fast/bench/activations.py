@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from saerl_fast.bench.data import Encoder
 from saerl_fast.errors import InputError
+from saerl_fast.sae import SAE
 
 NAME = "activations"
 MASSIVE = 100.0
@@ -55,14 +57,29 @@ def reading(activations: str, sae: str, massive: int) -> Reading:
     from saerl_fast.formats.safetensors_file import read_tensors
 
     found = load_sae(sae).to(dtype=torch.float32)
-    if found.kind != "topk" or found.k is None:
-        raise InputError(f"--sae must be a TopK SAE, as the encode rows are; {sae} is of kind {found.kind}")
+    w_enc, b_enc, b_dec, k = folded(found, sae)
     tensors = read_tensors(activations, names={NAME})
     if NAME not in tensors:
         raise InputError(f"--activations {activations} must hold one tensor, {NAME!r} [N, D]; got {sorted(tensors)}")
     x = found.prepare(tensors[NAME])
     channels = torch.arange(massive) * (found.d_in // max(1, massive))
     x[:, channels] *= MASSIVE
-    scale = torch.ones(found.d_sae) if found.latent_scale is None else found.latent_scale
-    b_dec = found.b_dec if found.apply_b_dec else torch.zeros(found.d_in)
-    return Reading(Encoder(x, found.w_enc * scale[:, None], found.b_enc * scale, b_dec), found.k)
+    return Reading(Encoder(x, w_enc, b_enc, b_dec), k)
+
+
+class Folded(NamedTuple):
+    """h = (x - b_dec) w_enc^T + b_enc, and the number of latents kept."""
+
+    w_enc: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    k: int
+
+
+def folded(sae: SAE, name: str) -> Folded:
+    """The encoder of a TopK SAE with its decoder norms multiplied in; raises InputError for one of another kind."""
+    if sae.kind != "topk" or sae.k is None:
+        raise InputError(f"--sae must be a TopK SAE, as the rows it is read by are; {name} is of kind {sae.kind}")
+    scale = torch.ones(sae.d_sae) if sae.latent_scale is None else sae.latent_scale
+    b_dec = sae.b_dec if sae.apply_b_dec else torch.zeros(sae.d_in)
+    return Folded(sae.w_enc * scale[:, None], sae.b_enc * scale, b_dec, sae.k)

@@ -36,3 +36,5 @@ class Contest:
     """Where the row is defined for a number of threads."""
     memory: bool = False
     """Measure the peak memory of both sides too."""
+    derived: Callable[[float, float], Mapping[str, Any]] | None = None
+    """What our and their median times, in ms, say besides their ratio."""

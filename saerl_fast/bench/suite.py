@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from saerl_fast.bench.kmeans_fit import kmeans_fit, kmeans_fit_full
 from saerl_fast.bench.machine import load, machine
 from saerl_fast.bench.memory import peak_megabytes
 from saerl_fast.bench.pool import pool
+from saerl_fast.bench.texts import featurize_over_forward, featurize_over_loop, featurize_vs_interp_embed
 from saerl_fast.bench.timing import OURS, Clock, Effort, measure, race
 from saerl_fast.errors import BackendUnavailable, InputError, MissingDependency
 
@@ -40,11 +41,15 @@ EFFORT = {"full": Effort(30, 120), "quick": Effort(9, 8), "tiny": Effort(2, 5)}
 
 @dataclass(frozen=True)
 class Real:
-    """Real inputs: a folder of features, a file of activations with the folder of its SAE, or both."""
+    """Real inputs: a folder of features, a file of activations with the folder of its SAE, a table of texts with model
+    and SAE, or several of these."""
 
     features: str | None = None
     activations: str | None = None
     sae: str | None = None
+    texts: str | None = None
+    text_field: str = "problem"
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Row:
     """Shapes besides, for a folder of real features."""
     read: tuple[Shape, ...] = ()
     """Shapes besides, for a file of real activations and the SAE that reads them."""
+    texts: Mapping[Size, int] = field(default_factory=dict)
+    """Numbers of texts, for a table of them, a model and its SAE."""
 
     def shapes(self, size: Size, real: Real | None = None) -> tuple[Shape, ...]:
         found = {"full": self.full, "quick": self.quick, "tiny": self.tiny}[size]
@@ -66,6 +73,9 @@ class Row:
             found += tuple(shape | {"features": real.features} for shape in self.real)
         if real and real.activations is not None:
             found += tuple(shape | {"activations": real.activations, "sae": real.sae} for shape in self.read)
+        if real and real.texts is not None and size in self.texts:
+            about = {"file": real.texts, "text_field": real.text_field, "model": real.model, "sae": real.sae}
+            found += ({"texts": self.texts[size]} | about,)
         return found
 
 
@@ -82,6 +92,9 @@ _POOL = grid(samples=[2000], shortest=[50], longest=[400], k=[32], latents=[2457
 _KMEANS: dict[str, list[Any]] = {"clusters": [64, 256], "density": [0.03, 0.10, 0.20]}
 _FIT = grid(rows=[20000], latents=[4096], density=[0.20], clusters=[64], components=[128])
 _FIT_REAL = grid(clusters=[16, 64], components=[128])
+_TEXTS: dict[Size, int] = {"full": 2000, "quick": 1000, "tiny": 40}
+_LOOP_TEXTS: dict[Size, int] = {"full": 2000, "quick": 500, "tiny": 40}
+_TEXTS_TINY = grid(texts=[30])
 _FIT_TINY = grid(rows=[400], latents=[200], density=[0.2], clusters=[4], components=[8])
 
 ROWS: dict[str, Row] = {
@@ -116,6 +129,9 @@ ROWS: dict[str, Row] = {
     ),
     "kmeans_fit": Row(kmeans_fit, full=_FIT, quick=_FIT, tiny=_FIT_TINY, real=_FIT_REAL),
     "kmeans_fit_full": Row(kmeans_fit_full, full=_FIT, quick=_FIT, tiny=_FIT_TINY, real=_FIT_REAL),
+    "featurize_over_forward": Row(featurize_over_forward, full=(), quick=(), tiny=_TEXTS_TINY, texts=_TEXTS),
+    "featurize": Row(featurize_over_loop, full=(), quick=(), tiny=_TEXTS_TINY, texts=_LOOP_TEXTS),
+    "featurize_vs_interp_embed": Row(featurize_vs_interp_embed, full=(), quick=(), tiny=_TEXTS_TINY, texts=_LOOP_TEXTS),
 }
 
 
@@ -137,15 +153,18 @@ def run_suite(
     (ours_cpu_ms, baseline_cpu_ms, cpu_ratio), and all_baselines_ms. Where the proof failed: exact (false) and
     failure, no time. Where the row cannot run here: skipped, the reason.
 
-    Raises InputError for a name that is no row.
+    Raises InputError for a name that is no row, and for a row asked for that wants real input and has none.
     """
     names = list(only) or list(ROWS)
     if unknown := sorted(set(names) - set(ROWS)):
         raise InputError(f"no rows named {unknown} in the suite; there are {', '.join(ROWS)}")
+    shapes = {name: ROWS[name].shapes(size, real) for name in names}
+    if idle := [name for name in only if not shapes[name]]:
+        raise InputError(f"{', '.join(idle)}: at size {size} only on real texts; pass --texts FILE, --model and --sae")
     threads = threads or torch.get_num_threads()
     about: dict[str, Any] = {"suite": "cpu", "size": size, "machine": machine(threads), "results": []}
     for name in names:
-        for shape in ROWS[name].shapes(size, real):
+        for shape in shapes[name]:
             logger.info("%s %s", name, shape)
             result = run_row(name, shape, EFFORT[size], threads)
             about["results"].append(result)
@@ -178,6 +197,7 @@ def figures(contest: Contest, effort: Effort, clock: Clock = measure) -> dict[st
     ours, rest = times[OURS], {name: times[name] for name in contest.baselines}
     fastest = min(rest, key=lambda name: rest[name].wall_ms)
     theirs = rest[fastest]
+    derived = contest.derived(ours.wall_ms, theirs.wall_ms) if contest.derived else {}
     return {
         "threads": torch.get_num_threads(),
         "rounds": len(ours.wall),
@@ -189,6 +209,7 @@ def figures(contest: Contest, effort: Effort, clock: Clock = measure) -> dict[st
         "baseline_cpu_ms": digits(theirs.processor_ms),
         "cpu_ratio": digits(theirs.processor_ms / ours.processor_ms),
         "all_baselines_ms": {name: digits(taken.wall_ms) for name, taken in rest.items()},
+        **derived,
     }
 
 

@@ -21,7 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads (default: torch's number)")
     parser.add_argument("--features", metavar="DIR", help="a feature folder: k-means fits on real features besides")
     parser.add_argument("--activations", metavar="FILE", help="real activations (safetensors): encode rows besides")
-    parser.add_argument("--sae", metavar="DIR", help="the TopK SAE that reads them")
+    parser.add_argument("--sae", metavar="DIR", help="the TopK SAE that reads them, or the texts")
+    parser.add_argument("--texts", metavar="FILE", help="a table of texts: featurize rows besides; with --model, --sae")
+    parser.add_argument("--text-field", metavar="NAME", default="problem", help="their column (default problem)")
+    parser.add_argument("--model", metavar="DIR", help="the model that the SAE was made for")
     parser.add_argument("--json", metavar="FILE", help="write machine and results to FILE")
 
 
@@ -33,10 +36,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--quick and --tiny were both given; choose one")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}")
-    if args.suite == "gpu" and (args.features or args.activations):
-        raise InputError("--features and --activations go with --suite cpu: the GPU suite makes its own rows")
-    if (args.activations is None) != (args.sae is None):
-        raise InputError("--activations FILE and --sae DIR belong together; only one was given")
+    if args.suite == "gpu" and (args.features or args.activations or args.texts):
+        raise InputError("--features, --activations and --texts go with --suite cpu: the GPU suite makes its own rows")
+    if (args.activations is None and args.texts is None) != (args.sae is None):
+        raise InputError("--activations FILE or --texts FILE and --sae DIR belong together; only one was given")
+    if (args.texts is None) != (args.model is None):
+        raise InputError("--texts FILE and --model DIR belong together; only one was given")
     found = run_suite_of(args)
     write(args.json, found)
     about = found["machine"]
@@ -65,7 +70,7 @@ def run_suite_of(args: argparse.Namespace) -> dict[str, Any]:
         return run_gpu_suite(size, only=only, threads=args.threads, report=report, keep=keep)
     from saerl_fast.bench.suite import Real, run_suite
 
-    real = Real(args.features, args.activations, args.sae)
+    real = Real(args.features, args.activations, args.sae, args.texts, args.text_field, args.model)
     return run_suite(size, only=only, threads=args.threads, real=real, report=report)
 
 
@@ -88,6 +93,8 @@ def line_of(result: dict[str, Any]) -> str:
     line += f"{result['ratio']:.2f}x, {result['cpu_ratio']:.2f}x in processor time"
     if "tflops" in result:
         line += f"; {result['tflops']} TFLOP/s, {result['fraction_of_peak']} of the peak"
+    if "over_forward" in result:
+        line += f"; {result['over_forward']} of the forward besides it"
     if "ours_peak_mb" in result:
         line += f"; peak {result['ours_peak_mb']} MB, theirs {result['baseline_peak_mb']} MB"
     return line

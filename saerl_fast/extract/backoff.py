@@ -76,4 +76,4 @@ def cut_as_recorded(groups: list[Rows], recorded: Sequence[Sequence[int]]) -> li
     ends = np.cumsum([rows for rows, _ in recorded], dtype=np.int64)
     if len(order) != (ends[-1] if len(ends) else 0):
         raise CorruptStoreError(f"a split records {ends[-1:].tolist()} rows, the shard has {len(order)} to compute")
-    return np.split(order, ends[:-1])
+    return np.split(order, ends[:-1]) if len(ends) else []

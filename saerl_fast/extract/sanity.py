@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 SANITY = "sanity.json"
 SAMPLE_TEXTS = 64
-SAMPLE_TOKENS = 2048
+SAMPLE_TOKENS = 1024
+SAMPLE_BATCH = 512
+"""Tokens of a batch at most: so few texts are of every length, and in one large batch half of it would be padding."""
 FEWEST_TOKENS = 64
 """Below this nothing is judged: the variance of so few tokens says little."""
 LEAST_EXPLAINED = 0.3
@@ -88,7 +90,8 @@ def sample_rows(texts: Sequence[Text], reader: Reader, sae: SAE, settings: Setti
         tokens.append(text)
         if sum(map(len, tokens)) >= SAMPLE_TOKENS:
             break
-    groups = settings.layout.group([len(text) for text in tokens], settings.tokens_per_batch)
+    budget = min(SAMPLE_BATCH, settings.tokens_per_batch)
+    groups = settings.layout.group([len(text) for text in tokens], budget)
     collated = (
         settings.layout.collate([tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device)
         for rows in groups

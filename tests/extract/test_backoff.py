@@ -25,13 +25,14 @@ class Device:
 
     def __init__(self, lengths, room, padded):
         self.lengths, self.room, self.padded = lengths, room, padded
-        self.ran, self.failures = [], []
+        self.ran, self.failures, self.begins = [], [], []
 
     def run(self, groups):
         for rows in groups:
             sizes = [self.lengths[row] for row in rows.tolist()]
             if (max(sizes) * len(sizes) if self.padded else sum(sizes)) > self.room:
                 self.failures.append(len(rows))
+                self.begins.append(int(rows[0]))
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
             self.ran.append(rows)
 
@@ -50,8 +51,9 @@ def test_no_row_is_lost_and_a_batch_is_tried_log2_times(cases, record_property):
         done = np.concatenate([*device.ran, np.zeros(0, np.int64)])
         assert np.array_equal(np.sort(done), np.flatnonzero(lengths))
         assert split == bool(device.failures)
-        if device.failures:
-            assert len(device.failures) <= math.log2(max(len(rows) for rows in groups))
+        for row in set(device.begins):
+            sizes = [size for size, begin in zip(device.failures, device.begins, strict=True) if begin == row]
+            assert len(sizes) <= math.log2(sizes[0])
         again = cut_as_recorded(group(lengths, budget), [(len(rows), 0) for rows in device.ran])
         assert [rows.tolist() for rows in again] == [rows.tolist() for rows in device.ran]
     record_property("cases", cases)
