@@ -34,7 +34,7 @@ struct Pieces {
     const int64_t* order;
 };
 
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     sum_pieces_kernel(SparseRows in, Pieces pieces, int64_t clusters, int64_t range, float* sums,
                       float* parts) {
     extern __shared__ __align__(16) unsigned char memory[];
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kRowThreads)
 }
 
 // sums[run] = its parts, added in their order; runs of one piece are there already.
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     add_parts_kernel(const int64_t* first_parts, const int64_t* counts, const float* parts, int64_t width,
                      int64_t stretches, float* sums) {
     const int64_t run = blockIdx.x / stretches;

@@ -22,11 +22,16 @@ class OnDevice {
     cudaError_t error_ = cudaSuccess;
 };
 
-// More than 48 kB of shared memory per block has to be asked for.
+// More than 48 kB of shared memory per block has to be asked for, what a kernel holds beside it (`__shared__`, a
+// kilobyte at most) counted in.
 template <typename Kernel>
 cudaError_t allow_shared_memory(Kernel kernel, size_t bytes) {
-    if (bytes <= 48 * 1024) return cudaSuccess;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (bytes <= 47 * 1024) return cudaSuccess;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    // left where it is, it would be taken for one of the next launch
+    if (error != cudaSuccess) cudaGetLastError();
+    return error;
 }
 
 }  // namespace saerl

@@ -8,6 +8,8 @@
 namespace saerl {
 
 constexpr int kRowThreads = 256;
+constexpr int kRowBlocks =
+    2;  // on a multiprocessor at least; left to itself, nvcc spills to make room for four
 
 // The entries begin .. end of the columns and values.
 struct Span {

@@ -117,7 +117,7 @@ __device__ int drain(const Row<kPooling>& row, int width, int64_t tokens, int64_
 }
 
 template <int kPooling>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks)
     segment_pool_kernel(const int64_t* firsts, const int64_t* lasts, Tokens in, int64_t range, Rows out) {
     extern __shared__ __align__(16) unsigned char memory[];
     __shared__ int warp_counts[kWarps];

@@ -95,6 +95,14 @@ def test_latents_that_do_not_fit_at_once(device, mode, monkeypatch):
         assert_same(pooled(codes, OFFSETS, 300, mode, device), wanted)
 
 
+@pytest.mark.parametrize(("mode", "n_latents"), [("sum", 12_288), ("max", 6_144)])
+def test_latents_that_take_just_what_a_block_has_without_asking(device, mode, n_latents):
+    """48 kB, of which the kernel needs some bytes beside."""
+    codes = random_codes("topk", n_latents)
+    wanted = ops.segment_pool(codes, OFFSETS, n_latents, mode, backend="reference")
+    assert_same(pooled(codes, OFFSETS, n_latents, mode, device), wanted)
+
+
 def test_a_token_of_more_entries_than_threads(device):
     codes = csr_rows(9, 1200, share=0.9)
     offsets = torch.tensor([0, 4, 9])

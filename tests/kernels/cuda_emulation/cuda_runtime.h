@@ -18,15 +18,17 @@
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes)
 
 using cudaError_t = int;
 using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaErrorInvalidValue = 1;
 constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+static size_t allowed_shared_bytes = 0;  // of the kernel that is launched next
 template <typename Kernel>
 int cudaFuncSetAttribute(Kernel, int, int bytes) {
+    allowed_shared_bytes = bytes;
     return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline int cudaGetDevice(int* device) {
@@ -111,6 +113,12 @@ extern "C" size_t emulated_shared_bytes() {
 }
 
 inline void run(unsigned blocks, unsigned threads, size_t shared_bytes, std::function<void()> kernel) {
+    // 48 kB without asking; a kernel's own `__shared__`, which is not known here, is to fit beside it
+    if (shared_bytes > 47 * 1024 && shared_bytes > allowed_shared_bytes) {
+        std::fprintf(stderr, "%zu bytes of shared memory were not asked for\n", shared_bytes);
+        std::abort();
+    }
+    allowed_shared_bytes = 0;
     body = std::move(kernel);
     shared_memory.resize(shared_bytes / sizeof(double) + 1);
     fibers = std::vector<Fiber>(threads);
