@@ -40,6 +40,16 @@ def value_in(pack):
 
 
 @triton.jit
+def best_of(packs, KEPT: tl.constexpr):
+    """The KEPT largest of packs, descending; tl.topk cannot leave one alone."""
+    if KEPT == 1:  # noqa: SIM108
+        best = tl.max(packs, axis=0, keep_dims=True)
+    else:
+        best = tl.topk(packs, KEPT)
+    return best
+
+
+@triton.jit
 def topk_kernel(
     scores, ranks, values, columns, n_latents, scores_stride, n_groups, k,
     RELU: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, CHOSEN: tl.constexpr, KEPT: tl.constexpr,
@@ -50,7 +60,7 @@ def topk_kernel(
     rank = tl.load(ranks + row * n_groups + group, mask=group < n_groups, other=0)
     key = rank ^ LEAST_INT
     spoilt = tl.max(key, axis=0) == MOST_INT
-    best_groups = tl.topk(packed(key, group), CHOSEN)
+    best_groups = best_of(packed(key, group), CHOSEN)
     number = tl.arange(0, CHOSEN)
     chosen = (number < k) & (number < n_groups)
     first = tl.where(chosen, position_in(best_groups), 0) * GROUP
@@ -58,7 +68,7 @@ def topk_kernel(
     there = chosen[:, None] & (column < n_latents)
     score = tl.load(scores + row * scores_stride + column, mask=there, other=0.0)
     pack = tl.where(there, packed(key_of(score), column), LEAST_LONG)
-    best = tl.topk(tl.reshape(pack, [CHOSEN * GROUP]), KEPT)
+    best = best_of(tl.reshape(pack, [CHOSEN * GROUP]), KEPT)
     value, at = value_in(best), position_in(best)
     if RELU:
         value = tl.where(value > 0, value, 0.0)

@@ -126,11 +126,24 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         HALF_TILE | COPIED,
         8,
     ),
+    # rows named by the hook's mask, weights by the copy engine
+    "scores_indexed": (
+        scores_triton.scores_kernel,
+        SCORES | {"w": "tensordesc<bf16[256, 64]>"},
+        HALF_TILE | {"W_BLOCKS": True},
+        8,
+    ),
     "fold": (scores_triton.fold_kernel, FOLD, {"column_stride": 1, "BLOCK_M": 16, "BLOCK_D": 128}, 4),
     "select": (
         select_triton.topk_kernel,
         SELECT,
         {"RELU": True, "GROUP": 32, "GROUPS": 1024, "CHOSEN": 64, "KEPT": 64},
+        4,
+    ),
+    "select_one": (
+        select_triton.topk_kernel,
+        {name: kind for name, kind in SELECT.items() if name != "k"},
+        {"RELU": True, "GROUP": 32, "GROUPS": 1024, "CHOSEN": 1, "KEPT": 1, "k": 1},
         4,
     ),
     "row_counts": (
@@ -147,8 +160,15 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     ),
     "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),
 }
-STAGES = {"scores": 3, "scores_counted": 3, "scores_bounded": 3, "scores_copied": 3, "scores_float32": 2}
-ONLY_ON = {"scores_copied": 90}
+STAGES = {
+    "scores": 3,
+    "scores_counted": 3,
+    "scores_bounded": 3,
+    "scores_copied": 3,
+    "scores_float32": 2,
+    "scores_indexed": 3,
+}
+ONLY_ON = {"scores_copied": 90, "scores_indexed": 90}
 """Where the bulk copy engine is."""
 BEFORE_HOPPER = {"BLOCK_M": 128}
 """Constants of the kernels in STAGES on sm_80."""
@@ -166,7 +186,7 @@ def usage(name: str, target: int) -> dict[str, int]:
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, argument in enumerate(names)
-        if signature[argument][0] == "*" or argument in DIVISIBLE
+        if signature[argument][0] == "*" or (argument in DIVISIBLE and signature[argument] != "constexpr")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
     compiled = triton.compile(
