@@ -80,7 +80,8 @@ class ScoreChunks:
         for start in range(0, self.n_rows, tokens):
             rows = slice(start, min(start + tokens, self.n_rows))
             scores = buffer[: rows.stop - start, : self.n_latents]
-            self._multiply(self._chunk(rows, gathered), scores)
+            with torch.no_grad():  # of parameters torch writes no product into a buffer
+                self._multiply(self._chunk(rows, gathered), scores)
             yield rows, scores
 
     def _chunk(self, rows: slice, gathered: Tensor) -> Tensor:

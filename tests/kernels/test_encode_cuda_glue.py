@@ -125,3 +125,15 @@ def test_a_change_of_the_weights_in_place_is_seen():
     after = topk_cuda.encode(**arguments)
     assert_same(after, reference.topk_encode(**arguments))
     assert not torch.equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parameters_of_a_model_are_taken_as_they_are(dtype):
+    """They require a gradient, and torch refuses to write such a product into memory that is there already."""
+    arguments = encoder(9, 16, 100, dtype, theta=10.0, b_dec=grid(16, seed=4), scale=None, row_index=None)
+    wanted = reference.threshold_encode(**arguments)
+    for name in ("x", "w_enc", "b_enc", "b_dec"):
+        arguments[name].requires_grad_()
+    got = threshold_cuda.encode(**arguments)
+    assert_same(got, wanted)
+    assert not got[2].requires_grad
