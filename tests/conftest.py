@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# torch before 2.13 refuses matrix products on a GPU without it where torch.use_deterministic_algorithms is on
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     # Triton's interpreter; to be said before a kernel is decorated
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -56,6 +56,13 @@ def test_a_dry_run_of_two_slices(environment, tmp_path):
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+def test_a_build_that_fails_is_the_end_and_the_status(environment, tmp_path):
+    without = {**environment, "PYTHON": "false", "SAERL_GPU_PLACE": str(tmp_path / "place")}
+    done = run(without, "--out", tmp_path / "out", "--slice", "tests", "--dry-run")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("build: FAILED with 1 ")
+
+
 def test_an_absent_tool_is_a_line(environment, tmp_path):
     without = {
         **environment,
