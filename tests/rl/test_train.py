@@ -31,13 +31,21 @@ def vowels(completion, answer, id):
     return any(letter in completion for letter in "aeiou")
 
 
+GOOD = []
+
+
 def broken(completion, answer, id):
+    """NaN from the 41st completion on, until GOOD holds something."""
     SEEN.append(id)
-    return float("nan") if len(SEEN) > 20 else 0.0
+    return float("nan") if len(SEEN) > 40 and not GOOD else 0.0
 
 
 def raising(completion, answer, id):
     raise ZeroDivisionError("boom")
+
+
+def leaving(completion, answer, id):
+    raise SystemExit(0)
 
 
 SMALL = {"num_generations": 2, "max_completion_length": 3, "gradient_checkpointing": False, "save_steps": 4}
@@ -257,12 +265,17 @@ def test_chat_prompts_reach_the_trainer(world, tmp_path):
     assert len(SEEN) == 8 + 8 + 8
 
 
-def test_a_bad_verifier_is_named_with_row_and_completion_and_the_run_goes_on_later(world, tmp_path):
+def test_a_bad_verifier_is_named_with_row_and_completion_and_the_run_goes_on_later(world, tmp_path, monkeypatch):
     with pytest.raises(VerifierError, match=r"row 'q\d+', completion '.*': wanted a finite number; got nan"):
         run(world, tmp_path / "a", verifier="tests.rl.test_train:broken")
     assert not (tmp_path / "a" / "done.json").exists()
-    with pytest.raises(VerifierError, match=r"row 'q\d+', completion '.*': raised ZeroDivisionError: boom"):
-        run(world, tmp_path / "b", verifier="tests.rl.test_train:raising")
+    monkeypatch.setattr("tests.rl.test_train.GOOD", ["repaired"])
+    assert run(world, tmp_path / "a", verifier="tests.rl.test_train:broken").done["steps"] == 12
+    # from the checkpoint of step 4: what was scored before it is not scored again
+    assert scored(plan_for(ROWS))[4 * 8 :] == SEEN
+    for name, raised in (("raising", "ZeroDivisionError: boom"), ("leaving", "SystemExit: 0")):
+        with pytest.raises(VerifierError, match=rf"row 'q\d+', completion '.*': raised {raised}"):
+            run(world, tmp_path / name, verifier=f"tests.rl.test_train:{name}")
 
 
 def test_another_job_is_refused_but_not_another_save_interval(whole, world):
