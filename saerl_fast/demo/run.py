@@ -35,6 +35,7 @@ from saerl_fast.rl.label import difficulty_column, label, read_labels
 from saerl_fast.rl.train import TrainConfig, TrainResult, train
 from saerl_fast.sae import sanity
 from saerl_fast.signals.evaluate import evaluate, format_table
+from saerl_fast.signals.evaluate_table import KINDS
 from saerl_fast.steer import Signals, steer, write_signals
 
 Result = TypeVar("Result")
@@ -196,9 +197,30 @@ def _evaluate(
         quality=["faulty" if problem.defect else "sound" for problem in problems],
         seed=sizes.seed,
     )
+    found = _with_level(found, problems, features, sizes.seed)
     replace(out / "evaluation.json", json.dumps(found, indent=1).encode())
     print(format_table(found))
+    scores = "; ".join(f"{KINDS[kind]} {score:.2f}" for kind, score in found["level"].items() if kind != "majority")
+    print(f"   the true level, Spearman of probes fitted to it: {scores}")
     return found
+
+
+def _with_level(
+    found: dict[str, Any], problems: Sequence[Problem], features: SparseFeatures, seed: int
+) -> dict[str, Any]:
+    """The evaluation, and "level" in it: whether the true level can be read off the words, or off the features."""
+    level = evaluate(
+        features.to_scipy(),
+        hidden=features.hidden,
+        texts=[problem.text for problem in problems],
+        lengths=features.n_tokens,
+        difficulty=[problem.level for problem in problems],
+        seed=seed,
+    )
+    return found | {
+        "level": level["difficulty"],
+        "details": found["details"] | {"level": level["details"]["difficulty"]},
+    }
 
 
 def _plan(

@@ -45,6 +45,7 @@ def difficulty_view(run: Run) -> dict[str, Any] | None:
         "scored": scored,
         "labels": labels,
         "levels": levels,
+        "hidden": hidden_view(run.evaluation or {}),
         "proxy": proxy,
         "labelled": (run.plan.signals or {}).get("labelled", {}).get("difficulty") if run.plan else None,
         "plan": run.plan.name if run.plan else None,
@@ -172,6 +173,22 @@ def levels_view(run: Run) -> dict[str, Any] | None:
         "observed": _observed_by_level(run, level),
         "lengths": spearman(features.rows.n_tokens[used].astype(float), level[used]),
         "picture": half_picture(draw, f"Median predicted difficulty by true level. {medians}."),
+    }
+
+
+def hidden_view(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How well each kind of feature tells the true level when fitted to it; None where nobody has asked."""
+    if "level" not in evaluation:
+        return None
+    scores, details = evaluation["level"], evaluation["details"]["level"]
+    return {
+        "scores": [
+            {"name": KINDS[kind], "score": scores[kind]} for kind in KINDS if kind in scores and kind != "majority"
+        ],
+        "train": details["labelled"] - details["tested"],
+        "tested": details["tested"],
+        # of a guess, whose Spearman is 0
+        "error": float(1 / np.sqrt(max(details["tested"] - 1, 1))),
     }
 
 

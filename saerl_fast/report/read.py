@@ -183,10 +183,10 @@ def _read_labels(path: Path) -> Labels:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """What ``signals.evaluate`` returned, as JSON. Raises FormatError."""
+    """What ``signals.evaluate`` returned, as JSON, with "level" besides where the demo wrote it. Raises FormatError."""
     found = read_object(path)
     require(found, path, {"rows": WHOLE, "details": OBJECT})
-    for name in ("topic", "difficulty", "quality", "topic_nmi"):
+    for name in ("topic", "difficulty", "quality", "level", "topic_nmi"):
         if name not in found:
             continue
         require(found, path, {name: OBJECT})

@@ -72,6 +72,20 @@ def test_the_evaluation_has_its_controls(out: Path) -> None:
     for name in ("topic", "difficulty", "quality"):
         assert {"sae", "raw", "tfidf", "length", "majority"} <= set(found[name])
     assert read(out / "sae.json")["explained_variance"] > 0.5
+
+
+def test_whether_the_level_can_be_read_off_is_measured_and_shown(out: Path) -> None:
+    found = read(out / "evaluation.json")
+    assert {"sae", "raw", "tfidf", "length"} <= set(found["level"])
+    details = found["details"]["level"]
+    assert details["labelled"] == SIZES.problems  # the truth of all rows, not of the labelled ones
+    # 81 tested rows here: three standard errors of a guess; the 0.3 of 4,000 rows is held in test_problems
+    for kind in ("tfidf", "length"):
+        assert abs(found["level"][kind]) < 3 / (details["tested"] - 1) ** 0.5
+    assert "Is the true level written on the face?" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_signals_lie_beside_the_plan(out: Path) -> None:
     assert (out / "plan" / "signals.json").is_file()
 
 

@@ -11,7 +11,7 @@ import pytest
 from saerl_fast.curriculum import make_plan
 from saerl_fast.features import SparseFeatures
 from saerl_fast.report.clusters import clusters_view
-from saerl_fast.report.difficulty import labels_view, levels_view
+from saerl_fast.report.difficulty import hidden_view, labels_view, levels_view
 from saerl_fast.report.find import Pieces
 from saerl_fast.report.quality import quality_view
 from saerl_fast.report.read import Features, Labels, Plan, Run, Training
@@ -119,6 +119,16 @@ def test_level_against_prediction_leaves_out_the_labelled_rows(tmp_path):
     assert (found["rows"], found["unseen"]) == (4, True)
     assert found["spearman"] == pytest.approx(2 / 5**0.5)  # ranks 1 2 3 4 against 1.5 1.5 3.5 3.5
     assert "level 1: 1.50, level 2: 3.50" in found["picture"].label
+
+
+def test_scores_for_the_true_level_stand_beside_guessing():
+    scores = {"length": 0.02, "tfidf": -0.01, "sae": 0.4, "majority": 0.0}
+    details = {"metric": "spearman", "standard_error": 0.08, "labelled": 401, "tested": 101}
+    found = hidden_view({"level": scores, "details": {"level": details}})
+    named = [(row["name"], row["score"]) for row in found["scores"]]
+    assert named == [("SAE features", 0.4), ("TF-IDF", -0.01), ("length", 0.02)]
+    assert (found["train"], found["tested"], found["error"]) == (300, 101, 0.1)
+    assert hidden_view({"difficulty": scores, "details": {}}) is None
 
 
 def test_pass_rates_have_a_bar_for_each_rate():
