@@ -8,7 +8,8 @@ from pathlib import Path
 
 from saerl_fast.durable import set_aside, sole_writer
 from saerl_fast.errors import FormatError, IncompleteStoreError, SaerlError
-from saerl_fast.extract.job import MANIFEST, Job, Part
+from saerl_fast.extract.job import MANIFEST, Job, Part, unseal
+from saerl_fast.extract.sanity import SANITY
 from saerl_fast.extract.store import (
     COLUMNS,
     DONE,
@@ -50,6 +51,8 @@ def verify_store(folder: Path) -> Iterator[Finding]:
     if job is None or part is None:
         return
     yield from _verify_columns(folder, job)
+    if (folder / SANITY).exists():  # none where no text of the first shard had a token
+        yield from _checked(folder / SANITY, lambda: unseal(folder / SANITY))
     bad = False
     for finding in _verify_shards(folder, job, part):
         bad = True

@@ -135,7 +135,7 @@ def _choose_hook(sae: SAE, layer: int | None, hook: str | None) -> Hook:
     if layer is not None:
         place = block_output(layer)
     elif hook is not None or sae.hook_name is not None:
-        place = parse_hook(hook or str(sae.hook_name))
+        place = parse_hook(str(sae.hook_name) if hook is None else hook)
     else:
         raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
     settings = sae.metadata.get("model_from_pretrained_kwargs") or {}

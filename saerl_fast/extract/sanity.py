@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -18,6 +17,7 @@ from saerl_fast.durable import replace
 from saerl_fast.errors import MismatchWarning
 from saerl_fast.extract.batching import one_ahead
 from saerl_fast.extract.capture import Capture
+from saerl_fast.extract.job import seal
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
 from saerl_fast.extract.shard import read_tokens
@@ -76,7 +76,7 @@ def report_sanity(
         "warnings": doubts,
     }
     if folder is not None:
-        replace(folder / SANITY, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        replace(folder / SANITY, seal(report))
     _say(report)
     return report
 

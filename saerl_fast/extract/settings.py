@@ -87,6 +87,8 @@ def check_settings(
         raise InputError(f"on_nonfinite must be raise or mark; got {on_nonfinite!r}")
     if max_length is not None and max_length < 1:
         raise InputError(f"max_length must be at least 1; got {max_length}")
+    if tokens_per_batch is not None and tokens_per_batch < 1:
+        raise InputError(f"tokens_per_batch must be at least 1; got {tokens_per_batch}")
     limits = [limit for limit in (reader.max_positions, sae.context_size, max_length) if limit]
     limit = min(limits, default=2**31 - 1)
     reading.check(limit)

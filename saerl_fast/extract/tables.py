@@ -38,8 +38,7 @@ def export_parquet(folder: str | os.PathLike[str], path: str | os.PathLike[str])
     """
     arrow = _arrow()
     root, target = Path(folder), Path(path)
-    if target.exists():
-        raise InputError(f"{target} is there already; choose another name, or delete it")
+    _refuse_taken(target)
     described = _Described(root)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
@@ -65,8 +64,7 @@ def export_dataset(folder: str | os.PathLike[str], path: str | os.PathLike[str])
     except ImportError as error:
         raise MissingDependency("a datasets folder needs datasets: pip install 'saerl-fast[rl]'") from error
     target = Path(path)
-    if target.exists():
-        raise InputError(f"{target} is there already; choose another name, or delete it")
+    _refuse_taken(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         table = Path(scratch) / "rows.parquet"
         export_parquet(folder, table)
@@ -241,6 +239,13 @@ class _Described:
                 as_json = field.name in self._as_json
                 arrays[field.name] = [json.dumps(v) if as_json and v is not None else v for v in column]
             yield arrow.table(arrays, schema=self.schema)
+
+
+def _refuse_taken(target: Path) -> None:
+    if target.exists():
+        raise InputError(f"{target} is there already; choose another name, or delete it")
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is no folder; make it first")
 
 
 def _arrow() -> Any:

@@ -7,10 +7,12 @@ import logging
 import numpy as np
 import pytest
 
+from saerl_fast import featurize
 from saerl_fast.cli import main
 from saerl_fast.errors import FormatError, IncompleteStoreError, SaerlError
 from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.inspect import quarantine, verify_store
+from saerl_fast.extract.sanity import SANITY
 from saerl_fast.extract.store import load_features, read_columns
 from saerl_fast.formats import save_sae
 from tests import tiny
@@ -46,6 +48,25 @@ def test_every_flipped_bit_is_found(tmp_path, flips, record_property):
         (tmp_path / name).write_bytes(files[name])
     read_all(tmp_path)
     record_property("flips", flips)
+
+
+def test_every_changed_byte_of_the_sanity_figures_is_found_and_they_are_measured_again(tmp_path):
+    call = {"tokenizer": tiny.tokenizer(), "out": tmp_path, "progress": False}
+    featurize(tiny.texts(10), tiny.causal_lm(), tiny.sae(), **call)
+    whole = (tmp_path / SANITY).read_bytes()
+    for place in range(len(whole)):
+        bad = bytearray(whole)
+        bad[place] ^= 1
+        (tmp_path / SANITY).write_bytes(bad)
+        assert [finding.path for finding in verify_store(tmp_path)] == [tmp_path / SANITY], (
+            place,
+            whole[place : place + 9],
+        )
+    quarantine(tmp_path)
+    assert not (tmp_path / SANITY).exists()
+    featurize(tiny.texts(10), tiny.causal_lm(), tiny.sae(), **call)
+    assert (tmp_path / SANITY).read_bytes() == whole
+    assert not list(verify_store(tmp_path))
 
 
 @daily_and_nightly("cases", 100, 1_000)

@@ -200,6 +200,9 @@ def test_a_dataset_of_prompts_and_completions():
         ({"window_stride": 4}, "goes with long_texts='window'"),
         ({"window_stride": 65, "long_texts": "window"}, "window_stride must be 1 to 64"),
         ({"layer": 1, "hook": "hook_embed"}, "both say what to read"),
+        ({"hook": ""}, "hook '' is neither a sae-lens name"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1; got 0"),
+        ({"tokens_per_batch": -4096}, "tokens_per_batch must be at least 1; got -4096"),
     ],
 )
 def test_settings_out_of_range(settings, message):

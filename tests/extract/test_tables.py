@@ -117,3 +117,16 @@ def test_other_tables_are_refused_by_name(folder, tmp_path):
     bad.write_bytes(b"PAR1 not")
     with pytest.raises(FormatError, match="cannot be read as parquet"):
         list(read_parquet(bad))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.PARQUET"])
+def test_a_name_of_another_format_is_refused(folder, tmp_path, capsys, name):
+    assert main(["export", str(folder), "--out", str(tmp_path / name)]) == 2
+    assert "must end in .parquet, or be a folder's name without a suffix" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere/rows.parquet", "nowhere/rows"])
+def test_a_folder_that_is_not_there_is_named(folder, tmp_path, capsys, name):
+    assert main(["export", str(folder), "--out", str(tmp_path / name)]) == 2
+    assert f"{tmp_path / 'nowhere'} is no folder; make it first" in capsys.readouterr().err
