@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saerl_fast.durable import replace
 from saerl_fast.errors import FormatError
 from saerl_fast.formats.sae_lens_config import ARCHITECTURES, NORMS, Architecture, architecture_of, modern_config
 from saerl_fast.formats.safetensors_file import read_json, read_tensors
@@ -67,9 +68,10 @@ def build_sae(origin: object, config: dict[str, Any], tensors: Mapping[str, Tens
 def save_sae(sae: SAE, path: str | os.PathLike[str]) -> None:
     """Write the SAE as a sae-lens 6 folder; ``sae_lens.SAE.load_from_disk`` and ``load_sae`` read it back.
 
-    Raises FormatError for a combination that sae-lens has no architecture for (a TopK transcoder).
+    Raises FormatError for a combination that sae-lens has no architecture for (a TopK transcoder), DiskFullError where
+    there is no room; each file is there whole or not at all.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(path)
     config = _config(sae)
@@ -79,8 +81,8 @@ def save_sae(sae: SAE, path: str | os.PathLike[str]) -> None:
     for name, ours in _NAMES.items():
         if name != "b_enc" and (tensor := getattr(sae, ours)) is not None:
             tensors[name] = tensor
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    replace(folder / WEIGHTS_FILE, save({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}))
+    replace(folder / CONFIG_FILE, json.dumps(config, indent=1).encode())
 
 
 def _check_tensors(

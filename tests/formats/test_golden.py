@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saerl_fast.errors import FormatError, MissingDependency, UnsafeFileError
+from saerl_fast.errors import DiskFullError, FormatError, MissingDependency, UnsafeFileError
 from saerl_fast.formats import load_sae, save_sae
 from saerl_fast.formats.convert import convert
 from tests import tiny
@@ -460,3 +461,14 @@ def test_every_loader_of_sae_lens_that_unpickles_is_kept_away():
     for name, loader in loaders.NAMED_PRETRAINED_SAE_LOADERS.items():
         unpickles = re.search(r"torch\.load\(|pickle|allow_pickle", inspect.getsource(loader))
         assert not (unpickles and name in _READS_NO_PICKLE), name
+
+
+def test_no_room_for_an_sae_is_a_full_disk(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(DiskFullError, match="make room"):
+            save_sae(tiny.sae(), tmp_path / "sae")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "sae").iterdir())
