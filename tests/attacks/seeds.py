@@ -245,6 +245,20 @@ SEEDS = (
             '    if hook.point in ("resid_pre", "resid_post"):\n',
         ),
     ),
+    seed(
+        "packed texts see their neighbours",
+        "tests/extract/test_packing.py",
+        (
+            "saerl_fast/extract/attention.py",
+            "for length in packing.lengths:\n",
+            "for length in (sum(packing.lengths),):\n",
+        ),
+    ),
+    seed(
+        "packing without its self-check",
+        "tests/extract/test_packing.py",
+        ("saerl_fast/extract/packing.py", " or _check(reader, kernel, limit)", ""),
+    ),
     # ---- k-means
     seed(
         "empty clusters left where they are",
