@@ -209,7 +209,9 @@ class SparseFeatures:
         note = (read_header(path).get("__metadata__") or {}).get("saerl_fast")
         if not isinstance(note, str):
             raise FormatError(f"{path}: not a features file: its header has no saerl_fast entry")
-        return SparseFeatures.from_tensors(read_tensors(path), parse_json(note.encode(), str(path)), origin=str(path))
+        return SparseFeatures.from_tensors(
+            read_tensors(path), parse_json(note.encode(errors="surrogatepass"), str(path)), origin=str(path)
+        )
 
     def describe(self) -> str:
         """What is neither an array nor an id, as JSON."""

@@ -173,7 +173,7 @@ def read_shard(folder: Path, job: Job, shard: int) -> SparseFeatures:
     note = _note(header, path, job, shard)
     if _hash_shard(tensors, note) != note.get("sha256"):
         raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
-    description = parse_json(str(note.get("features")).encode(), str(path))
+    description = parse_json(str(note.get("features")).encode(errors="surrogatepass"), str(path))
     features = SparseFeatures.from_tensors(tensors, description, origin=str(path))
     if len(features) != len(job.span(shard)):
         raise CorruptStoreError(f"{path}: {len(features)} rows where {len(job.span(shard))} belong")
@@ -252,7 +252,7 @@ def split_path(folder: Path, shard: int) -> Path:
 
 def _note(header: Mapping[str, Any], path: Path, job: Job, shard: int) -> dict[str, Any]:
     """What a shard says of itself, which must be what is looked for."""
-    note = parse_json(str(header.get("__metadata__", {}).get(NOTE)).encode(), str(path))
+    note = parse_json(str(header.get("__metadata__", {}).get(NOTE)).encode(errors="surrogatepass"), str(path))
     span = job.span(shard)
     if note.get("shard") != shard or note.get("rows") != [span.start, span.stop] or note.get("job") != job.digest:
         raise CorruptStoreError(f"{path}: not shard {shard} of this job; its header says {note.get('shard')!r:.80}")

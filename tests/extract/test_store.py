@@ -94,6 +94,16 @@ def test_truncated_and_swapped_shards_are_found(tmp_path):
         load_features(tmp_path)
 
 
+def test_half_a_surrogate_pair_in_a_header_is_refused_by_name(tmp_path):
+    fill(tmp_path)
+    path = tmp_path / "shards" / "00001.safetensors"
+    content = path.read_bytes()
+    assert content.count(b"[10, 7") == 1
+    path.write_bytes(content.replace(b"[10, 7", rb"\ud83d"))
+    with pytest.raises(SaerlError):
+        load_features(tmp_path)
+
+
 def test_a_shard_of_another_job_is_found(tmp_path):
     fill(tmp_path / "one")
     other = job(seed=1)
