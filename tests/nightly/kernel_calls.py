@@ -14,7 +14,7 @@ from saerl_fast.ops import CsrRows, TopKCodes
 from saerl_fast.ops.table import TABLE
 from tests.op_table import absent, csr_rows, tensors, topk_codes
 
-ELSEWHERE = ("reference", "cuda", "triton")
+ELSEWHERE = ("reference", "cuda", "triton", "triton_bf16")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
