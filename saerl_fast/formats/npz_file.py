@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from saerl_fast.errors import FormatError, UnsafeFileError
-from saerl_fast.formats.safetensors_file import MAX_DIM, MAX_TENSORS
+from saerl_fast.formats.safetensors_file import MAX_DIM
 from saerl_fast.formats.zip_file import ZipMembers
 
 _DTYPES = {"<f2": np.float16, "<f4": np.float32, "<f8": np.float64}
 _HEADER = re.compile(
     rb"\{'descr': '(<f[248])', 'fortran_order': (False|True), 'shape': \(((?:\d{1,10}, ?)*(?:\d{1,10})?),?\), \} *\n"
 )
+MAX_ARRAYS = 16
+"""Published archives hold five."""
 _MAX_HEADER = 4096
 _MAX_RATIO = 20
 _SMALL = 64 << 20
@@ -36,7 +38,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None)
     names: the only array names allowed. Raises UnsafeFileError for what is not a plain archive of plain arrays,
     before memory is taken for them; FormatError for unexpected names.
     """
-    with ZipMembers(path, most=MAX_TENSORS, compressed=True) as archive:
+    with ZipMembers(path, most=MAX_ARRAYS, compressed=True) as archive:
         found = {name.removesuffix(".npy"): info for name, info in archive.members.items()}
         if names is not None and (unexpected := sorted(set(found) - set(names))):
             raise FormatError(f"{path}: unexpected arrays {unexpected}; allowed are {sorted(names)}")
