@@ -309,7 +309,7 @@ def minilm_encoder(real, minilm):
     from saerl_fast.extract.inputs import read_table
     from saerl_fast.extract.reader import make_reader
     from saerl_fast.extract.stream import ActivationStream
-    from saerl_fast.formats.sae_lens import load_sae
+    from saerl_fast.formats import load_sae
 
     sae = load_sae(real / "models" / "minilm-l4-topk32-4096")
     texts = [row["problem"] for row in read_table(str(real / "data" / "math_train.jsonl.gz"))[:400]]
