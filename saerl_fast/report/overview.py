@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def overview_view(run: Run, sections: dict[str, Any]) -> dict[str, Any]:
     tiles = [
         *_rows_tiles(run),
         *_cluster_tiles(run, sections),
-        *_score_tiles(sections),
+        *_score_tiles(sections, run),
         *_sanity_tile(run),
         *_training_tiles(sections),
     ]
@@ -80,6 +81,7 @@ def _rows_tiles(run: Run) -> list[dict[str, str]]:
         note = f"left out: {gone}" if gone else "none left out"
         tiles.append({"name": "Rows in the plan", "value": whole(summary["kept"]), "note": note})
         steps = f"{whole(summary['prompts_per_step'])} prompts each, {plural(summary['epochs'], 'epoch')}"
+        steps += _other_plans(run, run.plan.name)
         tiles.append({"name": "Steps planned", "value": whole(summary["steps"]), "note": steps})
     return tiles
 
@@ -95,16 +97,29 @@ def _cluster_tiles(run: Run, sections: dict[str, Any]) -> list[dict[str, str]]:
     return [{"name": "Clusters", "value": whole(found["count"]), "note": note}]
 
 
-def _score_tiles(sections: dict[str, Any]) -> list[dict[str, str]]:
+def _other_plans(run: Run, shown: str) -> str:
+    """What the GRPO runs took instead, where that is not the plan of the tile."""
+    others = {}
+    for training in run.trainings:
+        name = Path(training.run["config"].get("plan") or shown).name
+        if name != shown:
+            others[name] = training.run["steps"]
+    return "".join(f"; GRPO here took {plural(steps, 'step')} of {name}" for name, steps in others.items())
+
+
+def _score_tiles(sections: dict[str, Any], run: Run) -> list[dict[str, str]]:
     judgements = (sections["scores"] or {}).get("judgements", {})
+    probes = (run.plan.signals or {}).get("held_out", {}) if run.plan else {}
     tiles = []
-    for found in judgements.values():
+    for name, found in judgements.items():
         control = "no control"
         if found["control"]:
             control = f"best control {figure(found['control_score'])} ({found['control']})"
         note = f"± {figure(found['error'])}; {control}"
-        name = f"{found['name']}, held-out {found['metric']}"
-        tiles.append({"name": name, "value": figure(found["score"]), "note": note})
+        if name in probes:
+            note += f"; the plan's probe {figure(probes[name]['score'])}, over {plural(probes[name]['n'], 'row')}"
+        title = f"{found['name']}, held-out {found['metric']}"
+        tiles.append({"name": title, "value": figure(found["score"]), "note": note})
     return tiles
 
 

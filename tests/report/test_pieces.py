@@ -212,6 +212,24 @@ def test_truth_that_is_not_there(part):
         write_report(run, topic="topic")
 
 
+def test_the_first_screen_tells_the_plans_probe_and_what_grpo_really_took(part):
+    run = part("features", "evaluation.json", "plan", "grpo")
+    text = write_report(run, **LEVELS).read_text()
+    head = text[: text.index('<section id="clusters">')]
+    signals = json.loads((run / "plan" / "signals.json").read_text())["held_out"]["difficulty"]
+    assert f"the plan&#39;s probe {signals['score']:.2f}".replace("-", "\u2212") in head
+    assert f"over {signals['n']} rows" in head
+    assert "GRPO here took" in head and "of shuffled" in head and "of plan" not in head
+    assert "SAERL reads training problems" in head
+
+
+def test_nothing_filtered_has_no_share_of_the_filtered(part):
+    run = part("features", "plan")
+    dropped = "defective among the dropped"
+    filtered = json.loads((run / "plan" / "signals.json").read_text())["filtered"]
+    assert (dropped in write_report(run, **LEVELS).read_text()) == filtered
+
+
 def test_a_plan_of_other_rows_shows_no_clusters(part):
     run = part("features")
     from saerl_fast.curriculum import make_plan
