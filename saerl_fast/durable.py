@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,7 @@ from saerl_fast.errors import (
     FormatError,
     InputError,
     JobMismatchError,
+    PlaceError,
     SaerlError,
     StoreBusyError,
 )
@@ -38,6 +41,8 @@ _NEARLY_NOTHING = 2**16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems answer that have no links (some FUSE, FAT) or no locks."""
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What is answered where nothing may be written."""
 
 
 def write_once(path: Path, content: bytes) -> None:
@@ -57,7 +62,7 @@ def replace(path: Path, content: bytes) -> None:
 
 def share(source: Path, path: Path) -> None:
     """Give a committed file a second name, or a copy where no link can be made; FileExistsError as in write_once."""
-    with _naming_full(path, source.stat().st_size):
+    with _naming(path, source.stat().st_size):
         try:
             os.link(source, path)
         except OSError as error:
@@ -74,7 +79,7 @@ def set_aside(path: Path, folder: Path) -> Path:
     number = 0
     while (target := folder / f"{path.name}.{number}").exists():
         number += 1
-    with _naming_full(target):
+    with _naming(target):
         os.rename(path, target)
         sync_folder(folder)
         sync_folder(path.parent)
@@ -82,23 +87,62 @@ def set_aside(path: Path, folder: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder and those above it, each entered in its parent for good."""
+    """A folder and those above it, each entered in its parent for good. PlaceError where that cannot be."""
     if folder.is_dir():
         return
+    if folder.exists() or folder.is_symlink():
+        raise PlaceError(errno.ENOTDIR, f"{folder} is a file; a folder is wanted. Choose another name")
     make_folder(folder.parent)
-    with _naming_full(folder):
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
+    with _naming(folder), suppress(FileExistsError):  # another process may make the same
+        os.mkdir(folder)
     sync_folder(folder.parent)
 
 
+def check_place(folder: Path) -> None:
+    """PlaceError where ``make_folder`` and writing into the folder would fail, as far as can be told without doing it.
+
+    For what takes long before it first writes. A full disk is not foreseen.
+    """
+    place = folder
+    while not (place.exists() or place.is_symlink()):
+        place = place.parent
+    if not place.is_dir():
+        raise PlaceError(errno.ENOTDIR, f"{place} is a file; a folder is wanted. Choose another name")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PlaceError(errno.EACCES, _closed(place, "nothing may be written there"))
+
+
+def commit_file(temporary: Path, path: Path) -> None:
+    """Give a complete file its final name, synced; FileExistsError as in write_once. It stays under its old one too."""
+    _sync(temporary)
+    with _naming(path):
+        _name_once(temporary, path)
+        sync_folder(path.parent)
+
+
+def commit_folder(folder: Path, path: Path) -> None:
+    """Give a complete folder its final name, all of it synced. PlaceError where something has that name."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(place, name))
+        sync_folder(Path(place))
+    with _naming(path):
+        try:
+            os.rename(folder, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise PlaceError(error.errno, f"{path} is there already; choose another name, or delete it") from error
+        sync_folder(path.parent)
+
+
 def _write(path: Path, content: bytes, commit: Callable[[Path, Path], None]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():
+        raise PlaceError(errno.ENOENT, f"{path.parent} is no folder; make it first, or choose another place")
+    # process numbers repeat from machine to machine, and some file systems have no locks
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with _naming_full(path, len(content)):
+        with _naming(path, len(content)):
             _write_synced(temporary, content)
             commit(temporary, path)
             _discard(temporary)
@@ -108,7 +152,7 @@ def _write(path: Path, content: bytes, commit: Callable[[Path, Path], None]) -> 
 
 
 def _write_synced(path: Path, content: bytes) -> None:
-    file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         rest = memoryview(content)
         while rest:
@@ -123,9 +167,7 @@ def _name_once(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileNotFoundError:
-        raise StoreBusyError(
-            f"{path.parent}: {temporary.name} is gone: another process is writing this folder, or cleaned it up"
-        ) from None
+        raise _gone(temporary) from None
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
@@ -135,13 +177,27 @@ def _name_once(temporary: Path, path: Path) -> None:
 def _claim_and_rename(temporary: Path, path: Path) -> None:
     """The same without links: a rename would replace a file, so the right to do it is claimed first."""
     claim = path.with_name(f"{path.name}.claim.tmp")
-    os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        raise StoreBusyError(
+            f"{claim} is there: another process is giving {path.name} its name, or was killed while it did. "
+            "Where no other is running, delete that file and run again"
+        ) from None
     try:
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         os.rename(temporary, path)
+    except FileNotFoundError:
+        raise _gone(temporary) from None
     finally:
         _discard(claim)
+
+
+def _gone(temporary: Path) -> StoreBusyError:
+    return StoreBusyError(
+        f"{temporary.parent}: {temporary.name} is gone: another process is writing this folder, or cleaned it up"
+    )
 
 
 def _discard(path: Path) -> None:
@@ -183,9 +239,13 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with _naming_full(folder):
+        with _naming(path):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -195,36 +255,48 @@ def sync_folder(folder: Path) -> None:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; StoreBusyError where another process holds it. Left-over temporary files go.
 
-    On a file system without locks a warning is logged and the work goes on: names are still given once only.
+    On a file system without locks a warning is logged and the work goes on: names are still given once only. What
+    another may be writing cannot be told from what a dead one left there, so nothing is taken away.
     """
-    with _naming_full(folder):
+    with _naming(folder):
         make_folder(folder)
-        descriptor = _lock(folder)
+        descriptor, locked = _lock(folder)
     try:
-        with _naming_full(folder):
+        with _naming(folder):
             os.ftruncate(descriptor, 0)
             since = datetime.now(UTC).isoformat(timespec="seconds")
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {since}".encode(), 0)
-            _remove_left_overs(folder)
+            if locked:
+                _remove_left_overs(folder)
         yield
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _naming_full(path: Path, size: int | None = None) -> Iterator[None]:
-    """Our own calls of ``os``: what they raise on a full disk, as DiskFullError."""
+def _naming(path: Path, size: int | None = None) -> Iterator[None]:
+    """Our own calls of ``os``: DiskFullError on a full disk, PlaceError where nothing may be written."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, SaerlError):
+            raise
         found = disk_full(error, path, size)
-        if found is error or isinstance(error, DiskFullError):
+        if error.errno in _CLOSED:
+            found = PlaceError(error.errno, _closed(path, os.strerror(error.errno or 0)))
+        elif error.errno == errno.ENOTDIR:
+            found = PlaceError(error.errno, f"{path.parent} is no folder; choose another name")
+        if found is error:
             raise
         raise found from error
 
 
-def _lock(folder: Path) -> int:
-    """An open, locked LOCK; never truncated on opening, so that its holder's note survives our asking."""
+def _closed(path: Path, cause: str) -> str:
+    return f"{path} cannot be written: {cause}. Choose another place, or have this one opened for writing"
+
+
+def _lock(folder: Path) -> tuple[int, bool]:
+    """LOCK, open, and whether it could be locked; not truncated, so that its holder's note survives our asking."""
     path = folder / LOCK
     while True:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -239,10 +311,10 @@ def _lock(folder: Path) -> int:
                 os.close(descriptor)
                 raise
             logger.warning("%s: no locks on this file system (%s); start one writer only", folder, error.strerror)
-            return descriptor
+            return descriptor, False
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
+                return descriptor, True
         os.close(descriptor)  # deleted between opening and locking: what we hold locks nobody out
 
 
@@ -272,12 +344,27 @@ def enter_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
 
 def refuse_another_job(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """JobMismatchError with the keys in which the fingerprint of a folder and that of this run differ."""
-    differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
-    if differing:
-        lines = [f"  {key}: folder {found.get(key)!r:.200}, this run {wanted.get(key)!r:.200}" for key in differing]
+    if lines := differences(found, wanted):
         raise JobMismatchError(
-            f"{folder} belongs to another job. Choose another folder, or delete this one.\n" + "\n".join(lines)
+            f"{folder} belongs to another job. Choose another folder, or delete this one.\n"
+            + "\n".join(f"  {line}" for line in lines)
         )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between the fingerprint of a folder and that of this run, a line a key; hashes come last."""
+    keys = [key for key in dict.fromkeys([*wanted, *found]) if found.get(key) != wanted.get(key)]
+    hashed = [key for key in keys if _is_hash(found.get(key)) and _is_hash(wanted.get(key))]
+    plain = [
+        f"{key}: folder {found.get(key)!r:.200}, this run {wanted.get(key)!r:.200}" for key in keys if key not in hashed
+    ]
+    return plain + [
+        f"{key}: other content (SHA-256 {found[key][:12]}..., this run {wanted[key][:12]}...)" for key in hashed
+    ]
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def read_object(path: Path) -> dict[str, Any]:

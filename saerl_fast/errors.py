@@ -41,6 +41,10 @@ class FormatError(SaerlError, ValueError):
     """A file is of a known kind, but its content is wrong or not supported."""
 
 
+class VersionError(FormatError):
+    """Written in a version of a format of ours that this release does not read; the message says what to do."""
+
+
 class UnsafeFileError(FormatError):
     """A file is refused before anything is read into memory: pickle, hostile header, cap exceeded."""
 
@@ -71,6 +75,10 @@ class CorruptStoreError(StoreError):
 
 class DiskFullError(StoreError, OSError):
     """The disk is full; committed shards are intact."""
+
+
+class PlaceError(StoreError, OSError):
+    """Nothing can be written at a place: a file where a folder is wanted, no permission, a read-only file system."""
 
 
 class PlanError(SaerlError, ValueError):

@@ -21,7 +21,7 @@ from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import make_reader
-from saerl_fast.extract.run import EachShard, Task, compute_features, write_features
+from saerl_fast.extract.run import EachShard, Task, check_out, compute_features, write_features
 from saerl_fast.extract.settings import LongTexts, Pool, Reading, check_settings, job_fingerprint
 from saerl_fast.extract.tokens import Text, refuse_long
 from saerl_fast.features import SparseFeatures
@@ -110,6 +110,8 @@ def featurize(
     Raises InputError, ModelMismatchError, UnsafeFileError, NonFiniteError, and the errors of the store.
     Warns (MismatchWarning) where the SAE was made for another model.
     """
+    if out is not None:
+        check_out(out)
     task = make_task(
         texts,
         model,

@@ -110,15 +110,14 @@ def featurize_table(
 
     from saerl_fast.errors import InputError
     from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
-    from saerl_fast.extract.run import write_features
+    from saerl_fast.extract.run import check_out, write_features
     from saerl_fast.featurizer import make_task
 
+    check_out(out)
     rows = read_table(data)
     for field in fields:
         if field is not None and not has_column(rows, field):
             raise InputError(f"{data} has no column {field!r}; it has {column_names(rows)}")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"--out {out} is a file; a folder is wanted")
     ids, id_field = choose_ids(rows)
     paths = {name: _whole_path(call[name]) for name in ("model", "sae")}
     source: dict[str, Any] = {"data": data, "text_field": fields[0], "id_field": id_field, "call": {**call, **paths}}

@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from saerl_fast.extract.inspect import quarantine
+    from saerl_fast.extract.store import PART
 
     folder = Path(args.folder)
     found = quarantine(folder)
@@ -30,6 +31,9 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         print(f"{folder}: whole; nothing to do")
         return 0
+    if any(finding.path.name == PART for finding, _ in found):
+        print(f"{folder}: run the command that wrote this share once more, with its --shard i/n")
+        return 1
     return _compute(args)
 
 

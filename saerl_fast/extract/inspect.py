@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saerl_fast.durable import set_aside, sole_writer
-from saerl_fast.errors import FormatError, IncompleteStoreError, SaerlError
+from saerl_fast.errors import FormatError, IncompleteStoreError, SaerlError, VersionError
 from saerl_fast.extract.job import MANIFEST, Job, Part, unseal
-from saerl_fast.extract.sanity import SANITY
 from saerl_fast.extract.store import (
     COLUMNS,
     DONE,
     PART,
     QUARANTINE,
+    SANITY,
     SHARDS,
     check_done,
     iterate_columns,
@@ -39,13 +39,16 @@ class Finding:
 def verify_store(folder: Path) -> Iterator[Finding]:
     """Read every byte of a feature folder; whatever is missing or changed, one by one. Nothing is none.
 
-    Raises FormatError where the folder is no feature folder at all.
+    Raises FormatError where the folder is no feature folder at all, VersionError where another release wrote it:
+    neither is damage, and nothing is to be put aside.
     """
     job, part = None, None
     if not (folder / MANIFEST).exists():
         Job.load(folder)
     try:
         job, part = Job.load(folder), read_part(folder)
+    except VersionError:
+        raise
     except SaerlError as error:
         yield Finding(folder / (MANIFEST if job is None else PART), str(error))
     if job is None or part is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saerl_fast.durable import digest, refuse_another_job
-from saerl_fast.errors import CorruptStoreError, FormatError, InputError
+from saerl_fast.errors import CorruptStoreError, FormatError, InputError, VersionError
 from saerl_fast.formats.safetensors_file import read_json
 
 FORMAT_VERSION = 2
@@ -65,15 +65,22 @@ class Job:
     def refuse_another(self, folder: Path, found: Job) -> None:
         """JobMismatchError with the keys that differ, where the job found in a folder is not this one."""
         if found.digest != self.digest:
-            theirs = {"rows": found.rows, "shard_rows": found.shard_rows, **found.fingerprint}
-            mine = {"rows": self.rows, "shard_rows": self.shard_rows, **self.fingerprint}
-            refuse_another_job(folder, theirs, json.loads(json.dumps(mine)))
+            refuse_another_job(folder, found.stated(), self.stated())
+
+    def stated(self) -> dict[str, Any]:
+        """Everything that tells this job from another, as it stands in a manifest."""
+        named = {"rows": self.rows, "shard_rows": self.shard_rows, **self.fingerprint}
+        return dict(json.loads(json.dumps(named)))
 
     @staticmethod
     def load(folder: Path) -> Job:
-        """The job of a folder. Raises FormatError where there is none, CorruptStoreError where it was changed."""
+        """The job of a folder.
+
+        Raises FormatError where there is none, VersionError where another release wrote it, CorruptStoreError where
+        it was changed.
+        """
         if not (folder / MANIFEST).exists():
-            raise FormatError(f"{folder}: not a feature folder: {MANIFEST} is missing{_parts_inside(folder)}")
+            raise FormatError(f"{folder}: not a feature folder: {_what_is_there(folder)}")
         found = unseal(folder / MANIFEST, FORMAT_VERSION)
         rows, shard_rows = found.get("rows"), found.get("shard_rows")
         if type(rows) is not int or type(shard_rows) is not int or rows < 1 or shard_rows < 1:
@@ -98,9 +105,9 @@ class Part:
     @staticmethod
     def parse(text: str) -> Part:
         """From the form i/n."""
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        match = re.fullmatch(r"(-?\d{1,9})/(-?\d{1,9})", text)
         if match is None:
-            raise InputError(f"a share is written i/n, such as 0/4 for the first of four; got {text!r}")
+            raise InputError(f"a share is written i/n, such as 0/4 for the first of four; got {text!r:.40}")
         return Part(int(match[1]), int(match[2]))
 
     @property
@@ -122,8 +129,13 @@ def part_folders(folder: Path) -> list[Path]:
     return sorted(named, key=named.__getitem__)
 
 
-def _parts_inside(folder: Path) -> str:
-    return f"; it holds shares: join them with `saerl merge {folder}`" if part_folders(folder) else ""
+def _what_is_there(folder: Path) -> str:
+    if not folder.exists():
+        return "there is no such folder"
+    if not folder.is_dir():
+        return "it is a file"
+    shares = f"; it holds shares: join them with `saerl merge {folder}`" if part_folders(folder) else ""
+    return f"{MANIFEST} is missing{shares}"
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -132,14 +144,24 @@ def seal(content: Mapping[str, Any]) -> bytes:
 
 
 def unseal(path: Path, version: int | None = None) -> dict[str, Any]:
-    """What ``seal`` wrote. Raises CorruptStoreError where a byte was changed, FormatError for another version."""
+    """What ``seal`` wrote. Raises CorruptStoreError where a byte was changed, VersionError for another version."""
     found = read_json(path)
-    if version is not None and found.get("format_version") != version:
-        raise FormatError(f"{path}: format version {found.get('format_version')!r:.80}; this release reads {version}")
     stated = {key: value for key, value in found.items() if key != "sha256"}
-    if found.get("sha256") != digest(stated) or path.read_bytes() != _print(found):
+    whole = found.get("sha256") == digest(stated) and path.read_bytes() == _print(found)
+    if version is not None and found.get("format_version") != version and (whole or "sha256" not in found):
+        raise VersionError(_other_version(path, found.get("format_version"), version))
+    if not whole:
         raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
     return stated
+
+
+def _other_version(path: Path, found: Any, version: int) -> str:
+    later = type(found) is int and found > version
+    what = "update saerl_fast" if later else f"run the command that wrote {path.parent} again, into another folder"
+    return (
+        f"{path}: format version {found!r:.80}, of {'a later' if later else 'an earlier'} release; this one reads "
+        f"{version}. To use it, {what}. It was left as it is"
+    )
 
 
 def _print(content: Mapping[str, Any]) -> bytes:

@@ -10,9 +10,9 @@ from pathlib import Path
 from saerl_fast.durable import make_folder, share
 from saerl_fast.errors import CorruptStoreError, IncompleteStoreError, InputError
 from saerl_fast.extract.job import Job, part_folders
-from saerl_fast.extract.sanity import SANITY
 from saerl_fast.extract.store import (
     COLUMNS,
+    SANITY,
     SPLITS,
     StoreWriter,
     missing_shards,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from saerl_fast.durable import check_place
+from saerl_fast.errors import JobMismatchError
 from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import report_sanity
-from saerl_fast.extract.settings import Settings
+from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import ShardRows, featurize_shard
-from saerl_fast.extract.store import Batches, StoreWriter, read_shard
+from saerl_fast.extract.store import DONE, Batches, StoreWriter, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import SparseFeatures
 from saerl_fast.sae import SAE
@@ -67,6 +70,12 @@ class Written:
         self.status.update(features.status_counts())
 
 
+def check_out(out: str | os.PathLike[str]) -> None:
+    """Raise PlaceError where ``write_features`` could not write there; a finished folder is only read."""
+    if not (Path(out) / DONE).exists():
+        check_place(Path(out))
+
+
 def write_features(
     task: Task,
     out: str | os.PathLike[str],
@@ -85,7 +94,7 @@ def write_features(
     rows = sum(len(task.job.span(shard)) for shard in part.shards(task.job))
     with (
         tqdm(total=rows, desc="featurize", unit="text", disable=not progress) as bar,
-        StoreWriter(folder, task.job, part) as store,
+        _writer(folder, task, part) as store,
     ):
         if task.columns is not None:
             store.write_columns(task.columns)
@@ -107,6 +116,29 @@ def write_features(
         store.finish()
     report(written.status)
     return written
+
+
+@contextmanager
+def _writer(folder: Path, task: Task, part: Part) -> Iterator[StoreWriter]:
+    """The writer of the folder; where the folder is of another job, with what can be said about its texts."""
+    with ExitStack() as held:
+        try:
+            store = held.enter_context(StoreWriter(folder, task.job, part))
+        except JobMismatchError as error:
+            raise JobMismatchError(f"{error}{_rows_added(folder, task)}") from error
+        yield store
+
+
+def _rows_added(folder: Path, task: Task) -> str:
+    """Whether the texts of a folder are the first of these; nothing where they are not."""
+    found = Job.load(folder)
+    added = task.job.rows - found.rows
+    if added <= 0 or hash_each(task.texts[: found.rows]) != found.fingerprint.get("texts"):
+        return ""
+    return (
+        f"\nThe texts of the folder are the first {found.rows} of these: {added} were added at the end. "
+        "Compute those in a folder of their own, or all of them in another folder."
+    )
 
 
 def compute_features(task: Task, *, each_shard: EachShard | None = None, progress: bool = True) -> SparseFeatures:

@@ -21,12 +21,12 @@ from saerl_fast.extract.job import seal
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
 from saerl_fast.extract.shard import read_tokens
+from saerl_fast.extract.store import SANITY
 from saerl_fast.extract.tokens import Text
 from saerl_fast.sae import SAE, SAESanity, sanity
 
 logger = logging.getLogger(__name__)
 
-SANITY = "sanity.json"
 SAMPLE_TEXTS = 64
 SAMPLE_TOKENS = 1024
 SAMPLE_BATCH = 512

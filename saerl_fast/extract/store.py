@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,8 +27,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from saerl_fast.durable import make_folder, sole_writer, sync_folder, write_once
-from saerl_fast.errors import CorruptStoreError, FormatError, IncompleteStoreError, JobMismatchError
+from saerl_fast.durable import differences, make_folder, remove, sole_writer, sync_folder, write_once
+from saerl_fast.errors import (
+    CorruptStoreError,
+    FormatError,
+    IncompleteStoreError,
+    JobMismatchError,
+    StoreBusyError,
+)
 from saerl_fast.extract.job import MANIFEST, WHOLE, Job, Part, seal, unseal
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats.safetensors_file import parse_json, read_file, read_header
@@ -35,7 +42,9 @@ from saerl_fast.formats.safetensors_file import parse_json, read_file, read_head
 if TYPE_CHECKING:
     from torch import Tensor
 
-COLUMNS, DONE, PART = "columns.jsonl", "DONE", "part.json"
+logger = logging.getLogger(__name__)
+
+COLUMNS, DONE, PART, SANITY = "columns.jsonl", "DONE", "part.json", "sanity.json"
 SHARDS, SPLITS, QUARANTINE = "shards", "splits", "quarantine"
 NOTE = "saerl_fast"
 """The one key of a shard's metadata: safetensors writes several in an order that differs from run to run."""
@@ -47,8 +56,9 @@ Batches = Sequence[Sequence[int]]
 class StoreWriter:
     """The one writer of a folder; a context manager that holds its lock.
 
-    Opening a folder of the same job continues it. part: the share of the job whose shards belong here. Raises
-    JobMismatchError for a folder of another job or share, StoreBusyError while another process writes it.
+    Opening a folder of the same job continues it, and one into which no shard was ever written is taken over, whatever
+    job it was meant for. part: the share of the job whose shards belong here. Raises JobMismatchError for a folder of
+    another job or share, StoreBusyError while another process writes it, PlaceError where nothing can be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], job: Job, part: Part = WHOLE) -> None:
@@ -84,22 +94,25 @@ class StoreWriter:
 
     def write_columns(self, lines: bytes) -> None:
         """Keep the columns that came with the texts: one JSON object a row. Their hash is the job's ``columns``."""
-        if not (self.folder / COLUMNS).exists():
-            write_once(self.folder / COLUMNS, lines)
+        path = self.folder / COLUMNS
+        if not path.exists():
+            _commit(path, lines)
+        elif _hash_file(path) != self.job.fingerprint.get("columns"):
+            raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
 
     def write_split(self, shard: int, batches: Batches) -> None:
         """Keep the batches that the device had room for, before the shard that they lead to."""
         make_folder(self.folder / SPLITS)
         if self.split(shard) is None:
             note = {"shard": shard, "job": self.job.digest, "batches": _plain(batches)}
-            write_once(split_path(self.folder, shard), seal(note))
+            _commit(split_path(self.folder, shard), seal(note))
 
     def split(self, shard: int) -> list[list[int]] | None:
         """The batches of a shard that was split for want of memory; None where there was room."""
         return read_split(self.folder, self.job, shard)
 
     def write(self, shard: int, features: SparseFeatures, batches: Batches) -> None:
-        """Commit one shard."""
+        """Commit one shard. Raises StoreBusyError where another process has: what it wrote stays."""
         from safetensors.torch import save
 
         tensors = features.to_tensors()
@@ -112,7 +125,7 @@ class StoreWriter:
             "features": features.describe(),
         }
         note["sha256"] = _hash_shard(tensors, note)
-        write_once(shard_path(self.folder, shard), save(tensors, metadata={NOTE: json.dumps(note)}))
+        _commit(shard_path(self.folder, shard), save(tensors, metadata={NOTE: json.dumps(note)}))
 
     def finish(self) -> None:
         """Mark the folder complete. Every shard is read back and checked first, and so is a mark that is there."""
@@ -122,19 +135,61 @@ class StoreWriter:
         if self.finished:
             check_done(self.folder, self.job, self.shards)
         else:
-            write_once(self.folder / DONE, _done(self.folder, self.job, self.shards))
+            _commit(self.folder / DONE, _done(self.folder, self.job, self.shards))
 
     def _enter_manifest(self) -> None:
-        if (self.folder / MANIFEST).exists():
+        """From here on the folder is of this job: taken over where no shard was ever written, else it must be so."""
+        there = (self.folder / MANIFEST).exists()
+        if there and not _held_shards(self.folder):
+            found = Job.load(self.folder)
+            if found.digest != self.job.digest or read_part(self.folder) != self.part:
+                _say_taken_over(self.folder, found, self.job)
+                _clear(self.folder)
+                there = False
+        if there:
             self.job.refuse_another(self.folder, Job.load(self.folder))
-        elif self.part != WHOLE and not (self.folder / PART).exists():
-            write_once(self.folder / PART, seal({"index": self.part.index, "of": self.part.of}))
-        if (found := read_part(self.folder)) != self.part:
-            raise JobMismatchError(
-                f"{self.folder} is for share {found.index}/{found.of} of the job, not {self.part.index}/{self.part.of}"
-            )
-        if not (self.folder / MANIFEST).exists():
-            write_once(self.folder / MANIFEST, self.job.seal())
+        if not (self.folder / PART).exists() and (not there or self.folder.name == self.part.folder):
+            self._enter_part()
+        if (part := read_part(self.folder)) != self.part:
+            wanted = f"{self.part.index}/{self.part.of}"
+            raise JobMismatchError(f"{self.folder} is for share {part.index}/{part.of} of the job, not {wanted}")
+        if not there:
+            _commit(self.folder / MANIFEST, self.job.seal())
+
+    def _enter_part(self) -> None:
+        if self.part != WHOLE:
+            _commit(self.folder / PART, seal({"index": self.part.index, "of": self.part.of}))
+
+
+def _held_shards(folder: Path) -> bool:
+    """Whether a shard was ever written here; those put aside count."""
+    return any((folder / SHARDS).glob("*.safetensors")) or (folder / QUARANTINE).exists()
+
+
+def _clear(folder: Path) -> None:
+    """What a run without a shard left. The manifest goes last: until then the rest is known to be of its job."""
+    splits = sorted((folder / SPLITS).glob("*.json"))
+    for path in [*(folder / name for name in (DONE, SANITY, COLUMNS)), *splits, folder / PART, folder / MANIFEST]:
+        remove(path)
+
+
+def _say_taken_over(folder: Path, found: Job, job: Job) -> None:
+    differing = "; ".join(differences(found.stated(), job.stated())) or "it was a share of it"
+    logger.warning(
+        "%s was meant for another job, which ended before its first shard; this one takes its place (%s)",
+        folder,
+        differing,
+    )
+
+
+def _commit(path: Path, content: bytes) -> None:
+    """A file under its final name; StoreBusyError where another process, which no lock kept out, was faster."""
+    try:
+        write_once(path, content)
+    except FileExistsError as error:
+        raise StoreBusyError(
+            f"{path} was written by another process meanwhile, and stays. When no other is running, run this again"
+        ) from error
 
 
 def read_shards(folder: str | os.PathLike[str], *, allow_partial: bool = False) -> Iterator[SparseFeatures]:
@@ -257,6 +312,11 @@ def _note(header: Mapping[str, Any], path: Path, job: Job, shard: int) -> dict[s
     if note.get("shard") != shard or note.get("rows") != [span.start, span.stop] or note.get("job") != job.digest:
         raise CorruptStoreError(f"{path}: not shard {shard} of this job; its header says {note.get('shard')!r:.80}")
     return note
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse_row(line: bytes, where: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saerl_fast.durable import naming_full_disk, sync_folder
+from saerl_fast.durable import check_place, commit_file, commit_folder, naming_full_disk
 from saerl_fast.errors import FormatError, InputError, MissingDependency
 from saerl_fast.extract.store import COLUMNS, iterate_columns, read_shards
 from saerl_fast.features import STATUSES, SparseFeatures
@@ -48,35 +48,41 @@ def export_parquet(folder: str | os.PathLike[str], path: str | os.PathLike[str])
                 for table in described.tables():
                     writer.write_table(table)
                     rows += table.num_rows
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.link(temporary, target)
-            sync_folder(target.parent)
+            try:
+                commit_file(temporary, target)
+            except FileExistsError:
+                _refuse_taken(target)
     finally:
         temporary.unlink(missing_ok=True)
     return rows
 
 
 def export_dataset(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
-    """Write the same table as a folder for ``datasets.load_from_disk``; returns the number of rows."""
+    """Write the same table as a new folder for ``datasets.load_from_disk``; returns the number of rows.
+
+    It is written beside its place under a name that begins with a dot, and moved there when it is complete.
+    """
     try:
         import datasets
     except ImportError as error:
         raise MissingDependency("a datasets folder needs datasets: pip install 'saerl-fast[rl]'") from error
     target = Path(path)
     _refuse_taken(target)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        table = Path(scratch) / "rows.parquet"
-        export_parquet(folder, table)
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch,
+        naming_full_disk(target.parent),
+    ):
+        table, complete = Path(scratch) / "rows.parquet", Path(scratch) / "rows"
+        rows = export_parquet(folder, table)
         found = datasets.Dataset.from_parquet(str(table), cache_dir=scratch, keep_in_memory=False)
-        note = _arrow().parquet.read_schema(table).metadata[METADATA].decode()
-        found.info.description = note
-        found.save_to_disk(target)
-        return len(found)
+        found.info.description = _arrow().parquet.read_schema(table).metadata[METADATA].decode()
+        found.save_to_disk(complete)
+        commit_folder(complete, target)
+    return rows
 
 
 def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
-    """The rows that ``export_parquet`` wrote, a row group (a shard) at a time.
+    """The rows that ``export_parquet`` wrote, as an iterator: the SparseFeatures of one row group (a shard) at a time.
 
     Raises FormatError for another file or for columns of other types.
     """
@@ -96,7 +102,10 @@ def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
 
 
 def from_dataset(dataset: Any, rows_at_once: int = 1024) -> Iterator[SparseFeatures]:
-    """The rows of a ``datasets.Dataset`` that ``export_dataset`` wrote and ``load_from_disk`` read."""
+    """The rows of a ``datasets.Dataset`` that ``export_dataset`` wrote and ``load_from_disk`` read.
+
+    An iterator of SparseFeatures, of ``rows_at_once`` rows each.
+    """
     try:
         described = parse_json(str(dataset.info.description).encode(), "the dataset's description")
     except FormatError as error:
@@ -246,6 +255,7 @@ def _refuse_taken(target: Path) -> None:
         raise InputError(f"{target} is there already; choose another name, or delete it")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no folder; make it first")
+    check_place(target.parent)
 
 
 def _arrow() -> Any:

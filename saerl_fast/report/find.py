@@ -10,7 +10,7 @@ from saerl_fast.curriculum.files import JSON_NAME as PLAN
 from saerl_fast.durable import read_object
 from saerl_fast.errors import FormatError
 from saerl_fast.extract.job import MANIFEST
-from saerl_fast.extract.sanity import SANITY
+from saerl_fast.extract.store import SANITY
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ from saerl_fast.errors import CorruptStoreError, InputError, JobMismatchError
 from saerl_fast.extract.hooks import Hook, block_output, parse_hook
 from saerl_fast.extract.inputs import read_texts
 from saerl_fast.extract.reader import Reader, open_reader
-from saerl_fast.extract.sanity import LEAST_EXPLAINED, SANITY
+from saerl_fast.extract.sanity import LEAST_EXPLAINED
 from saerl_fast.extract.settings import TOKENS_PER_BATCH, hash_each
+from saerl_fast.extract.store import SANITY
 from saerl_fast.extract.stream import ActivationStream, read_rows
 from saerl_fast.extract.tokens import Text
 from saerl_fast.formats import load_sae

@@ -16,6 +16,13 @@ from tests.nightly.sizes import daily_and_nightly
 LINES = to_json_lines([{"level": row} for row in range(25)])
 
 
+REFUSED = to_json_lines([{"of another job": row} for row in range(25)])
+
+
+def refused_job():
+    return job(columns=hashlib.sha256(REFUSED).hexdigest(), pool_over="completion")
+
+
 def the_job():
     return job(columns=hashlib.sha256(LINES).hexdigest())
 
@@ -89,6 +96,10 @@ def events_of_a_run(folder, monkeypatch):
     events = Events()
     with monkeypatch.context() as patch:
         patch.setattr(durable, "os", events)
+        # a run that was refused before its first shard, whose place the next one takes
+        with StoreWriter(folder, refused_job()) as store:
+            store.write_columns(REFUSED)
+            store.write_split(0, [(4, 7), (6, 7)])
         go_on(folder, the_job(), columns=LINES)
         # a share beside it, and a shard that memory split
         with StoreWriter(folder.parent / "share", job(), Part(1, 2)) as store:

@@ -12,8 +12,7 @@ from saerl_fast.cli import main
 from saerl_fast.errors import FormatError, IncompleteStoreError, SaerlError
 from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.inspect import quarantine, verify_store
-from saerl_fast.extract.sanity import SANITY
-from saerl_fast.extract.store import load_features, read_columns
+from saerl_fast.extract.store import SANITY, load_features, read_columns
 from saerl_fast.formats import save_sae
 from tests import tiny
 from tests.extract.stores import content, go_on, job

@@ -10,7 +10,8 @@ import torch
 
 from saerl_fast import featurize
 from saerl_fast.errors import InputError, MismatchWarning
-from saerl_fast.extract.sanity import SANITY, promised_l0, what_is_off
+from saerl_fast.extract.sanity import promised_l0, what_is_off
+from saerl_fast.extract.store import SANITY
 from saerl_fast.sae import SAE, SAESanity, sanity
 from tests import tiny
 

@@ -27,6 +27,7 @@ from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.store import StoreWriter, load_features, read_columns, read_shards
 from saerl_fast.features import SparseFeatures
 from tests.extract.stores import job, rows, same
+from tests.extract.stores import rows as featurized
 
 
 def fill(folder, shards=None):
@@ -117,7 +118,7 @@ def test_a_shard_of_another_job_is_found(tmp_path):
 def test_a_committed_shard_is_never_replaced(tmp_path):
     made = fill(tmp_path, shards=[0])
     before = (tmp_path / "shards" / "00000.safetensors").read_bytes()
-    with StoreWriter(tmp_path, made) as store, pytest.raises(FileExistsError):
+    with StoreWriter(tmp_path, made) as store, pytest.raises(StoreBusyError, match="by another process meanwhile"):
         store.write(0, rows(0, 10, seed=5), [])
     assert (tmp_path / "shards" / "00000.safetensors").read_bytes() == before
     assert not list((tmp_path / "shards").glob("*.tmp"))
@@ -181,6 +182,7 @@ def test_columns_are_kept_and_belong_to_the_job(tmp_path):
     made = job(2, columns=hashlib.sha256(lines).hexdigest())
     with StoreWriter(tmp_path, made) as store:
         store.write_columns(lines)
+        store.write(0, featurized(0, 2), [])
     assert read_columns(tmp_path) == rows
     (tmp_path / "columns.jsonl").write_bytes(b"".join(reversed(lines.splitlines(keepends=True))))
     with pytest.raises(CorruptStoreError, match="SHA-256"):
