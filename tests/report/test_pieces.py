@@ -219,7 +219,9 @@ def test_the_first_screen_tells_the_plans_probe_and_what_grpo_really_took(part):
     signals = json.loads((run / "plan" / "signals.json").read_text())["held_out"]["difficulty"]
     assert f"the plan&#39;s probe {signals['score']:.2f}".replace("-", "\u2212") in head
     assert f"over {signals['n']} rows" in head
-    assert "GRPO here took" in head and "of shuffled" in head and "of plan" not in head
+    assert "GRPO here took" in head
+    assert "of shuffled" in head
+    assert "of plan" not in head
     assert "SAERL reads training problems" in head
 
 
