@@ -3,8 +3,8 @@
 #
 #   benchmarks/gpu.sh --out DIR [--slice NAME] [--quick] [--dry-run]
 #
-# --slice    build | tests | sanitize | encode | kmeans | forward; without it all, one after the other. A slice ends
-#            within 8 minutes; each first builds what is not built yet (in build/gpu, or SAERL_GPU_PLACE).
+# --slice    build | tests | ops | sanitize | encode | triton | kmeans | forward; without it all, one after the other. A
+#            slice ends within 8 minutes; each first builds what is not built yet (in build/gpu, or SAERL_GPU_PLACE).
 # --quick    smaller shapes and fewer rounds
 # --dry-run  on a machine without a GPU: nothing is compiled, tests are collected only, shapes are tiny
 #
@@ -27,7 +27,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$out" ] || usage
-case "$slice" in all | build | tests | sanitize | encode | kmeans | forward) ;; *) usage ;; esac
+case "$slice" in all | build | tests | ops | sanitize | encode | triton | kmeans | forward) ;; *) usage ;; esac
 
 mkdir -p "$out" && out="$(cd "$out" && pwd)"
 root="$(cd "$(dirname "$0")/.." && pwd)"
@@ -40,6 +40,8 @@ LONGEST=475
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 # tests/conftest.py takes a machine without /dev/nvidia* for one without a GPU, and a container may hide them
 [ -n "$dry" ] || export TRITON_INTERPRET=0
+# what one slice has compiled is there for the next, and outlives a build: it is kept by what it was compiled from
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$place.triton}"
 export PYTHONPATH="$place/site${PYTHONPATH:+:$PYTHONPATH}"
 
 note() { printf '%s\n' "$*" >>"$summary"; }
@@ -83,11 +85,12 @@ build() {
 
 gpu_tests() { (cd "$place/run" && grep -rlE 'mark\.gpu' tests --include='test_*.py' | LC_ALL=C sort); }
 
+# tests NAME [-v]: those of the operations (-v: all others), apart, as each compiles kernels until the cache is warm
 tests() {
   local files
-  mapfile -t files < <(gpu_tests)
+  mapfile -t files < <(gpu_tests | grep ${2:-} '^tests/ops/')
   cd "$place/run" || return 1
-  step tests 400 tests.log "$python" -m pytest -m gpu -rs ${dry:+--collect-only} "${files[@]}"
+  step "$1" 470 tests.log "$python" -m pytest -m gpu -rs --durations=10 ${dry:+--collect-only} "${files[@]}"
   cd "$root" || return 1
 }
 
@@ -107,17 +110,17 @@ sanitize() {
 
 # check_with SANITIZER TOOL: every operation on its plain sample; torch's own cache of memory would hide bad accesses
 check_with() {
-  local log="$out/sanitize.log" part="$place/$2.log" code
+  local log="$out/tests.log" part="$place/$2.log" clean='ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' code
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=10 85 "$1" --tool "$2" --error-exitcode 86 \
     "$python" -m pytest -m gpu tests/ops/test_op_table_gpu.py -k 'test_bits and plain and contiguous' >"$part" 2>&1
   code=$?
   { printf '\n== %s\n' "$2"; cut -c1-400 "$part" | tail -n 400; } >>"$log"
   if grep -qiE 'device not supported|unable to (attach|find)|not supported on this' "$part"; then
     note "$2: not run, it refuses the device: $(grep -iE -m 1 'not supported|unable to' "$part" | cut -c1-160)"
-  elif [ $code -eq 0 ]; then
-    note "$2: ok, $(grep -c 'ERROR SUMMARY: 0 errors' "$part") summaries without an error; $(tail -n 5 "$part" | grep -E 'passed' | cut -c1-120)"
+  elif [ $code -eq 0 ] && grep -qE "$clean" "$part" && ! grep -E 'SUMMARY: [0-9]' "$part" | grep -qvE "$clean"; then
+    note "$2: ok, $(grep -cE "$clean" "$part") summaries without an error; $(tail -n 5 "$part" | grep -E 'passed' | cut -c1-120)"
   else
-    note "$2: FAILED with $code; sanitize.log: $(grep -E -m 1 'ERROR SUMMARY|failed|Error' "$part" | cut -c1-160)"
+    note "$2: FAILED with $code; tests.log: $(grep -E 'SUMMARY: [0-9]|failed|Error' "$part" | grep -vE -m 1 "$clean" | cut -c1-160)"
     failed=1
   fi
 }
@@ -143,9 +146,11 @@ started() {
 cd "$root" || exit 1
 started
 if build; then
-  case "$slice" in tests | all) tests ;; esac
+  case "$slice" in tests | all) tests tests -v ;; esac
+  case "$slice" in ops | all) tests ops ;; esac
   case "$slice" in sanitize | all) sanitize ;; esac
   case "$slice" in encode | all) suite encode encode_over_gemm,encode,encode_published,select,threshold_encode ;; esac
+  case "$slice" in triton | all) suite triton encode_triton_over_gemm,encode_triton,threshold_encode_triton ;; esac
   case "$slice" in kmeans | all) suite kmeans kmeans_iter,kmeans_iter_dense ;; esac
   case "$slice" in forward | all) suite forward capture,mfu,featurize_over_forward,featurize ;; esac
 fi

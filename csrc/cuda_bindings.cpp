@@ -74,14 +74,6 @@ void gather_rows_cuda(Address x, int64_t x_rows, int64_t width_bytes, int64_t ro
         "CUDA gather of rows");
 }
 
-void fold_bias_cuda(Address w, int64_t latents, int64_t width, int64_t row_stride, int64_t column_stride,
-                    bool bfloat16, Address b_enc, Address b_dec, Address folded, int device, Address stream) {
-    require_queued(saerl_fold_bias(at<const uint16_t>(w), latents, width, row_stride, column_stride, bfloat16,
-                                   at<const float>(b_enc), at<const float>(b_dec), at<float>(folded), device,
-                                   at<void>(stream)),
-                   "CUDA fold of the bias");
-}
-
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -102,9 +94,6 @@ void bind_cuda(py::module_& module) {
     module.def("gather_rows_cuda", &gather_rows_cuda, release(), py::arg("x"), py::arg("x_rows"),
                py::arg("width_bytes"), py::arg("row_bytes"), py::arg("row_index"), py::arg("rows"),
                py::arg("gathered"), py::arg("device"), py::arg("stream"));
-    module.def("fold_bias_cuda", &fold_bias_cuda, release(), py::arg("w"), py::arg("latents"),
-               py::arg("width"), py::arg("row_stride"), py::arg("column_stride"), py::arg("bfloat16"),
-               py::arg("b_enc"), py::arg("b_dec"), py::arg("folded"), py::arg("device"), py::arg("stream"));
     bind_cuda_rows(module);
     module.attr("cuda") = true;
     module.attr("cuda_max_k") = SAERL_TOPK_SELECT_MAX_K;

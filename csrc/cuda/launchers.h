@@ -69,14 +69,6 @@ int saerl_gather_rows(const void* x,  // IN  [x_rows, width_bytes], rows row_byt
                       void* gathered,  // OUT [rows, width_bytes]
                       int device, void* stream);
 
-// folded[j] = b_enc[j] - sum_d w[j][d] b_dec[d], summed in float64.
-int saerl_fold_bias(const uint16_t* w,  // IN  [latents, width] bfloat16 or float16; strides in elements
-                    int64_t latents, int64_t width, int64_t row_stride, int64_t column_stride, int bfloat16,
-                    const float* b_enc,  // IN  [latents]
-                    const float* b_dec,  // IN  [width]
-                    float* folded,       // OUT [latents]
-                    int device, void* stream);
-
 #define SAERL_POOL_SUM 0
 #define SAERL_POOL_MEAN 1
 #define SAERL_POOL_MAX 2

@@ -20,6 +20,8 @@ from saerl_fast.ops.table import TABLE
 
 SCREENED = "triton_bf16"
 """The backend for published float32 weights; it has to be asked for."""
+FUSED = "triton"
+"""The backend whose product leaves group maxima; it comes behind `cuda`, and gets rows of its own beside it."""
 PROVED_ROWS = 256
 """Rows of each result that are held against float64."""
 
@@ -34,6 +36,19 @@ def backend_on(device: torch.device, op: str, *, k: int = 0, latents: int = 0, w
     name, passed = pick(TABLE, op, Call(device.type, k=k, n_latents=latents, width=width), None)
     if name == "reference" and device.type == "cuda":
         raise BackendUnavailable(f"{op}: only the reference runs on this device. {'; '.join(passed)}")
+    return name
+
+
+def asked_for(name: str, device: torch.device, op: str, k: int, latents: int, width: int) -> str | None:
+    """The backend `name`; on a CPU none, where it would be interpreted: minutes for what a dry run is to show.
+
+    Raises BackendUnavailable where it cannot run.
+    """
+    if device.type != "cuda":
+        return None
+    call = Call(device.type, k=k, n_latents=latents, width=width)
+    if reason := refusal(TABLE, op, name, call):
+        raise BackendUnavailable(f"{op}: {name}: {reason}")
     return name
 
 
@@ -57,29 +72,38 @@ def encode(rows: int, width: int, latents: int, k: int, device: torch.device) ->
     return _against_torch(centred_encoder(rows, width, latents, device, half_of(device)), k)
 
 
+def encode_triton(rows: int, width: int, latents: int, k: int, device: torch.device) -> Contest:
+    """Backend `triton` against three torch calls."""
+    backend = asked_for(FUSED, device, "topk_encode", k, latents, width)
+    return _against_torch(centred_encoder(rows, width, latents, device, half_of(device)), k, backend)
+
+
 def encode_over_gemm(rows: int, width: int, latents: int, k: int, device: torch.device) -> Contest:
     """The default backend against its matrix product alone."""
     return _over_gemm(centred_encoder(rows, width, latents, device, half_of(device)), k)
 
 
+def encode_triton_over_gemm(rows: int, width: int, latents: int, k: int, device: torch.device) -> Contest:
+    """Backend `triton` against the product of cuBLAS alone."""
+    backend = asked_for(FUSED, device, "topk_encode", k, latents, width)
+    return _over_gemm(centred_encoder(rows, width, latents, device, half_of(device)), k, backend=backend)
+
+
 def encode_published(rows: int, width: int, latents: int, k: int, device: torch.device) -> Contest:
     """Exact for an SAE published in float32, on activations of a 16-bit model, against the 16-bit product alone."""
     half = half_of(device)
+    screened = asked_for(SCREENED, device, "topk_encode", k, latents, width)
     made = centred_encoder(rows, width, latents, device, torch.float32)
-    call = Call(device.type, k=k, n_latents=latents, width=width)
-    # on a CPU the kernel would be interpreted: minutes for what a dry run is to show
-    runs = device.type == "cuda" and refusal(TABLE, "topk_encode", SCREENED, call) is None
-    screened = SCREENED if runs else None
     return _over_gemm(made._replace(x=made.x.to(half)), k, half, screened)
 
 
-def _against_torch(inputs: Encoder, k: int) -> Contest:
+def _against_torch(inputs: Encoder, k: int, backend: str | None = None) -> Contest:
     ring, w = Ring(inputs.x), inputs.w_enc.T
     return Contest(
-        ours=lambda: ops.topk_encode(ring.next(), inputs.w_enc, inputs.b_enc, k),
+        ours=lambda: ops.topk_encode(ring.next(), inputs.w_enc, inputs.b_enc, k, backend=backend),
         baselines={"torch addmm + relu + topk": lambda: torch.addmm(inputs.b_enc, ring.next(), w).relu_().topk(k)},
         prove=lambda codes: encoded_rows(codes, inputs, k),
-        backend=_topk_backend(inputs, k),
+        backend=backend or _topk_backend(inputs, k),
         memory=True,
     )
 
@@ -133,7 +157,15 @@ def _select_on_device(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-def threshold_encode(rows: int, width: int, latents: int, l0: int, device: torch.device) -> Contest:
+def threshold_encode_triton(rows: int, width: int, latents: int, l0: int, device: torch.device) -> Contest:
+    """The same on backend `triton`."""
+    backend = asked_for(FUSED, device, "threshold_encode", 0, latents, width)
+    return threshold_encode(rows, width, latents, l0, device, backend)
+
+
+def threshold_encode(
+    rows: int, width: int, latents: int, l0: int, device: torch.device, backend: str | None = None
+) -> Contest:
     """One threshold for all, set so that about l0 latents of a row pass it; to CSR rows."""
     inputs = centred_encoder(rows, width, latents, device, half_of(device))
     ring, w = Ring(inputs.x), inputs.w_enc.T
@@ -148,10 +180,10 @@ def threshold_encode(rows: int, width: int, latents: int, l0: int, device: torch
         return CsrRows(indptr, indices.int(), h[row, indices])
 
     return Contest(
-        ours=lambda: ops.threshold_encode(ring.next(), inputs.w_enc, inputs.b_enc, theta),
+        ours=lambda: ops.threshold_encode(ring.next(), inputs.w_enc, inputs.b_enc, theta, backend=backend),
         baselines={"torch addmm + threshold + nonzero to CSR": dense},
         prove=lambda codes: _thresholded_rows(codes, inputs, theta),
-        backend=backend_on(device, "threshold_encode", latents=latents, width=width),
+        backend=backend or backend_on(device, "threshold_encode", latents=latents, width=width),
         facts={"theta": theta, "mean_l0": len(dense().indices) / rows},
     )
 

@@ -14,7 +14,16 @@ import torch
 
 from saerl_fast.bench.clock import clock_of, extra_megabytes
 from saerl_fast.bench.contest import Contest
-from saerl_fast.bench.gpu_encode import encode, encode_over_gemm, encode_published, select, threshold_encode
+from saerl_fast.bench.gpu_encode import (
+    encode,
+    encode_over_gemm,
+    encode_published,
+    encode_triton,
+    encode_triton_over_gemm,
+    select,
+    threshold_encode,
+    threshold_encode_triton,
+)
 from saerl_fast.bench.gpu_forward import capture, featurize_all, featurize_over_forward, mfu
 from saerl_fast.bench.gpu_kmeans import kmeans_iter, kmeans_iter_dense
 from saerl_fast.bench.machine import load, machine
@@ -32,6 +41,9 @@ _WIDE: dict[str, list[Any]] = {"width": [1536, 2048], "latents": [24576, 49152],
 _ENCODE = grid(rows=[16384], **_WIDE)
 _ENCODE_QUICK = grid(rows=[8192], width=[1536], latents=[24576, 49152], k=[64])
 _ENCODE_TINY = grid(rows=[70], width=[24], latents=[300], k=[8])
+_THRESHOLD = grid(rows=[16384], width=[1536, 2048], latents=[24576, 49152], l0=[64])
+_THRESHOLD_QUICK = grid(rows=[8192], width=[1536], latents=[24576], l0=[64])
+_THRESHOLD_TINY = grid(rows=[70], width=[24], latents=[300], l0=[8])
 _KMEANS: dict[str, list[Any]] = {"clusters": [64, 256], "density": [0.03, 0.10]}
 _READ: dict[str, list[Any]] = {"shape": ["qwen2.5-1.5b"], "layer": [14], "longest": [2048]}
 _READ_TINY: dict[str, list[Any]] = {
@@ -51,7 +63,9 @@ _QUICK_SAE = grid(**_READ, texts=[1024], tokens_per_batch=[32768], **_SAE)
 
 ROWS: dict[str, Row] = {
     "encode_over_gemm": Row(encode_over_gemm, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
+    "encode_triton_over_gemm": Row(encode_triton_over_gemm, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
     "encode": Row(encode, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
+    "encode_triton": Row(encode_triton, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
     "encode_published": Row(encode_published, full=_ENCODE, quick=_ENCODE_QUICK, tiny=_ENCODE_TINY),
     "select": Row(
         select,
@@ -59,11 +73,9 @@ ROWS: dict[str, Row] = {
         quick=grid(rows=[2048], latents=[24576, 49152], k=[64]),
         tiny=grid(rows=[5], latents=[300], k=[8]),
     ),
-    "threshold_encode": Row(
-        threshold_encode,
-        full=grid(rows=[16384], width=[1536, 2048], latents=[24576, 49152], l0=[64]),
-        quick=grid(rows=[8192], width=[1536], latents=[24576], l0=[64]),
-        tiny=grid(rows=[70], width=[24], latents=[300], l0=[8]),
+    "threshold_encode": Row(threshold_encode, full=_THRESHOLD, quick=_THRESHOLD_QUICK, tiny=_THRESHOLD_TINY),
+    "threshold_encode_triton": Row(
+        threshold_encode_triton, full=_THRESHOLD, quick=_THRESHOLD_QUICK, tiny=_THRESHOLD_TINY
     ),
     "kmeans_iter": Row(
         kmeans_iter,

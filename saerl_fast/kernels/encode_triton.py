@@ -16,9 +16,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from saerl_fast.kernels import csr_capacity, native, triton_runtime
+from saerl_fast.kernels.folded_bias import folded_bias
 from saerl_fast.kernels.latent_groups import compiled_select, group_size_for
-from saerl_fast.kernels.scores_cuda import BUFFER_NUMBERS, HALVES, queue_of
-from saerl_fast.kernels.scores_triton import fold_kernel, scores_kernel
+from saerl_fast.kernels.scores_cuda import HALVES, padded, queue_of, rows_per_chunk
+from saerl_fast.kernels.scores_triton import scores_kernel
 from saerl_fast.kernels.select_triton import row_counts_kernel, threshold_kernel, topk_kernel
 from saerl_fast.kernels.threshold_cuda import least_kept
 
@@ -114,10 +115,8 @@ class ScoreChunks:
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slices of the rows, their scores [rows, M] and groups [rows, n_groups]: written anew for the next one."""
-        padded = -(-self.n_latents // 4) * 4
-        tokens = max(1, min(self.n_rows, BUFFER_NUMBERS // padded))
-        device = self._x.device
-        buffer = torch.empty(tokens, padded, dtype=torch.float32, device=device)
+        tokens, device = rows_per_chunk(self.n_rows, self.n_latents), self._x.device
+        buffer = torch.empty(tokens, padded(self.n_latents), dtype=torch.float32, device=device)
         kind = torch.int32 if self._theta is None else torch.uint8
         groups = torch.empty(tokens, self.n_groups, dtype=kind, device=device)
         for start in range(0, self.n_rows, tokens):
@@ -159,17 +158,6 @@ class ScoreChunks:
 
 def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
     return instead if tensor is None else tensor
-
-
-def folded_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """b_enc - w_enc b_dec [M] float32, summed in float64; b_enc, b_dec float32, contiguous."""
-    n_latents, width = w_enc.shape
-    folded = torch.empty_like(b_enc)
-    with triton_runtime.on_device_of(w_enc):
-        fold_kernel[(triton.cdiv(n_latents, 16),)](
-            w_enc, b_enc, b_dec, folded, n_latents, width, *w_enc.stride(), BLOCK_M=16, BLOCK_D=128, num_warps=4
-        )
-    return folded
 
 
 def topk(

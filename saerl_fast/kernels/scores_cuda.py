@@ -5,7 +5,7 @@
 
 Written in float32 into one reused buffer. What is missing to h = scale * ((x - b_dec) w_enc^T + b_enc) is a bias and
 a scale per column, which the selects add on the way: `bias` is b_enc, or b_enc - w_enc b_dec where x was taken as it
-is (summed in float64, csrc/cuda/prepare_rows.cu).
+is (summed in float64, folded_bias.py).
 
 Rows are gathered chunk by chunk; a row_index that names no row of x makes a row of NaN. Nothing here waits for the
 device.
@@ -19,11 +19,28 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
+from saerl_fast.kernels.folded_bias import folded_bias
 from saerl_fast.kernels.precision import full_float32
 
 BUFFER_NUMBERS = 2**27
 """Numbers in the buffer (512 MB): 2,730 tokens at 49,152 latents."""
+TILE_ROWS = 128
+"""Rows of a tile of the product: a chunk of another number leaves tiles half empty."""
 HALVES = (torch.bfloat16, torch.float16)
+
+
+def rows_per_chunk(n_rows: int, n_latents: int) -> int:
+    """How many rows go through the buffer at a time: chunks of like size, and whole tiles where they hold one."""
+    most = max(1, BUFFER_NUMBERS // padded(n_latents))
+    most -= most % TILE_ROWS if most >= TILE_ROWS else 0
+    even = -(-n_rows // max(1, -(-n_rows // most)))
+    tiled = -(-even // TILE_ROWS) * TILE_ROWS
+    return max(1, min(n_rows, tiled if tiled <= most else even))
+
+
+def padded(n_latents: int) -> int:
+    """Numbers from one row of the buffer to the next: rows start at a multiple of 16 bytes."""
+    return -(-n_latents // 4) * 4
 
 
 def missing() -> str | None:
@@ -71,11 +88,8 @@ class ScoreChunks:
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Slices of the rows, and their scores [rows, M]: the buffer is written anew for the next one."""
-        # rows start at a multiple of 16 bytes
-        padded = -(-self.n_latents // 4) * 4
-        tokens = max(1, min(self.n_rows, BUFFER_NUMBERS // padded))
-        device = self._x.device
-        buffer = torch.empty(tokens, padded, dtype=torch.float32, device=device)
+        tokens = rows_per_chunk(self.n_rows, self.n_latents)
+        buffer = torch.empty(tokens, padded(self.n_latents), dtype=torch.float32, device=self._x.device)
         gathered = self._x.new_empty(0 if self._row_index is None else tokens, self._x.shape[1])
         for start in range(0, self.n_rows, tokens):
             rows = slice(start, min(start + tokens, self.n_rows))
@@ -107,14 +121,3 @@ class ScoreChunks:
 def half_product(x: Tensor, w: Tensor, scores: Tensor) -> None:
     """scores = x w^T of 16-bit matrices, accumulated and written in float32 (torch.mm with `out_dtype`)."""
     torch.ops.aten.mm.dtype_out(x, w.T, torch.float32, out=scores)
-
-
-def folded_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
-    """b_enc - w_enc b_dec [M] float32, summed in float64. w_enc [M, D] 16-bit; b_enc, b_dec float32, contiguous."""
-    n_latents, width = w_enc.shape
-    folded = torch.empty_like(b_enc)
-    native.module().fold_bias_cuda(
-        native.address(w_enc), n_latents, width, *w_enc.stride(), w_enc.dtype == torch.bfloat16,
-        native.address(b_enc), native.address(b_dec), native.address(folded), *queue_of(w_enc),
-    )  # fmt: skip
-    return folded

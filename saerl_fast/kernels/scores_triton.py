@@ -11,10 +11,9 @@ Trick:  cuBLAS leaves scores that have to be read whole to find the best of them
         gather by row_index cost no pass of their own. One program per multiprocessor goes from tile to tile, rows
         first within stripes of eight, so that the tiles under way share rows of x and of w_enc in the L2 cache.
 
-16-bit x and w_enc of one type go to the tensor cores as they are, and b_dec comes folded into the bias (fold_kernel,
-summed in float64, made anew for each call at what it would cost to check a kept one: one read of w_enc). Other types
-are multiplied in float32 without shortcuts, and b_dec is subtracted from x first. A row_index that names no row of x
-makes a row of NaN; nothing is read there.
+16-bit x and w_enc of one type go to the tensor cores as they are, and b_dec comes folded into the bias
+(folded_bias.py). Other types are multiplied in float32 without shortcuts, and b_dec is subtracted from x first. A
+row_index that names no row of x makes a row of NaN; nothing is read there.
 
 The wide tile of Hopper takes 210 to 243 of 255 registers and spills nothing (tests/kernels/test_compile_ahead.py).
 Where the addresses allow, w_enc and x come by the bulk copy engine (tensor descriptors: Hopper and newer), else
@@ -169,22 +168,3 @@ def scores_kernel(
             latent_error, scores, groups, n_rows, n_latents, n_groups, scores_stride,
             HAS_SCALE, COUNT, BOUND, BLOCK_N, PART, GROUP,
         )  # fmt: skip
-
-
-@triton.jit
-def fold_kernel(
-    w, b_enc, b_dec, folded, n_latents, width, row_stride, column_stride,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """folded[j] = b_enc[j] - sum_d w[j, d] b_dec[d], summed in float64 and rounded once."""
-    latent = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = latent < n_latents
-    total = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float64)
-    for start in range(0, width, BLOCK_D):
-        channel = start + tl.arange(0, BLOCK_D)
-        inside = channel < width
-        places = latent[:, None] * row_stride + channel[None, :].to(tl.int64) * column_stride
-        part = tl.load(w + places, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float64)
-        total += part * tl.load(b_dec + channel, mask=inside, other=0.0).to(tl.float64)[None, :]
-    bias = tl.load(b_enc + latent, mask=real, other=0.0).to(tl.float64)
-    tl.store(folded + latent, (bias - tl.sum(total, axis=1)).to(tl.float32), mask=real)

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import triton_runtime
-from saerl_fast.kernels.encode_triton import ScoreChunks, UpperBounds, folded_bias, select
+from saerl_fast.kernels.encode_triton import ScoreChunks, UpperBounds, select
+from saerl_fast.kernels.folded_bias import folded_bias
 from saerl_fast.kernels.int8_screening import count
 from saerl_fast.kernels.latent_groups import group_size_for, most_kept
 from saerl_fast.kernels.native import ScreenResult

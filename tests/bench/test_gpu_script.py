@@ -34,15 +34,19 @@ def run(environment, *words):
     return subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_dry_run_of_two_slices(environment, tmp_path):
+def test_a_dry_run_of_three_slices(environment, tmp_path):
     tests = run(environment, "--out", tmp_path, "--slice", "tests", "--dry-run")
     assert tests.returncode == 0, tests.stdout + (tmp_path / "tests.log").read_text()
     assert re.search(r"^build: (ok|there already)", tests.stdout, re.MULTILINE)
     assert re.search(r"^tests: ok", tests.stdout, re.MULTILINE)
     collected = (tmp_path / "tests.log").read_text()
-    for file in ("tests/kernels/test_topk_cuda.py", "tests/ops/test_op_table_gpu.py", "tests/extract/test_one_wait.py"):
+    for file in ("tests/kernels/test_topk_cuda.py", "tests/extract/test_one_wait.py"):
         assert file in collected
     assert "ERROR" not in collected
+    assert "tests/ops/" not in collected
+    operations = run(environment, "--out", tmp_path, "--slice", "ops", "--dry-run")
+    assert re.search(r"^ops: ok", operations.stdout, re.MULTILINE)
+    assert "tests/ops/test_op_table_gpu.py" in (tmp_path / "tests.log").read_text()
 
     kmeans = run(environment, "--out", tmp_path, "--slice", "kmeans", "--dry-run")
     assert kmeans.returncode == 0, kmeans.stdout
@@ -84,6 +88,20 @@ def test_an_absent_tool_is_a_line(environment, tmp_path):
         ("========= Error: Device not supported", 1, "memcheck: not run, it refuses the device", 0),
         ("========= ERROR SUMMARY: 3 errors", 86, "memcheck: FAILED with 86", 1),
         ("5 passed in 2 s\\n========= ERROR SUMMARY: 0 errors", 0, "memcheck: ok, 1 summaries without an error", 0),
+        (
+            "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+            0,
+            "racecheck: ok, 1 summaries without an error",
+            0,
+        ),
+        # what it calls a warning does not change its status
+        (
+            "========= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)",
+            0,
+            "racecheck: FAILED with 0; tests.log: ========= RACECHECK SUMMARY: 2 hazards",
+            1,
+        ),
+        ("5 passed in 2 s", 0, "memcheck: FAILED with 0", 1),
     ],
 )
 def test_what_a_sanitizer_says(environment, tmp_path, answer, code, line, status):

@@ -14,7 +14,7 @@ from saerl_fast.bench.gpu_suite import EFFORT, ROWS, run_gpu_row
 from saerl_fast.cli import main
 from saerl_fast.errors import BackendUnavailable
 from saerl_fast.features import SparseFeatures
-from saerl_fast.kernels import native
+from saerl_fast.kernels import native, triton_runtime
 from tests.bench.test_suite import SPEEDS
 
 CPU = torch.device("cpu")
@@ -57,6 +57,15 @@ def test_a_row_without_its_kernels_says_so(monkeypatch):
     monkeypatch.setitem(ROWS, "encode", dataclasses.replace(ROWS["encode"], contest=refuse))
     result = run_gpu_row("encode", ROWS["encode"].tiny[0], EFFORT["tiny"], CPU)
     assert "only the reference" in result["skipped"]
+
+
+@pytest.mark.parametrize("name", ["encode_triton", "encode_triton_over_gemm", "threshold_encode_triton"])
+def test_the_rows_of_a_backend_ask_for_it_on_a_device(monkeypatch, name):
+    """Seen without one: the reason why that backend cannot run there is the row's."""
+    monkeypatch.setattr(triton_runtime, "refuses", lambda device: f"no Triton on {device}")
+    row = ROWS[name]
+    result = run_gpu_row(name, row.quick[0], EFFORT["tiny"], torch.device("cuda"))
+    assert result["skipped"].endswith("triton: no Triton on cuda")
 
 
 def test_the_command_runs_it_and_refuses_to_pretend(tmp_path, capsys, monkeypatch):
@@ -117,6 +126,7 @@ def test_the_ring_hands_out_the_same_numbers_elsewhere():
 
 def test_every_row_of_the_gpu_table_is_there():
     assert set(gpu_suite.ROWS) == {
-        "encode_over_gemm", "encode", "encode_published", "select", "threshold_encode", "kmeans_iter",
-        "kmeans_iter_dense", "capture", "mfu", "featurize_over_forward", "featurize",
+        "encode_over_gemm", "encode_triton_over_gemm", "encode", "encode_triton", "encode_published", "select",
+        "threshold_encode", "threshold_encode_triton", "kmeans_iter", "kmeans_iter_dense", "capture", "mfu",
+        "featurize_over_forward", "featurize",
     }  # fmt: skip

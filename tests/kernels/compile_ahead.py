@@ -19,10 +19,12 @@ os.environ["TRITON_INTERPRET"] = "0"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
 
-from saerl_fast.kernels import gathered_sums, kmeans_triton, rescore_triton, scores_triton, select_triton
+from saerl_fast.kernels import fold_triton, gathered_sums, kmeans_triton, rescore_triton, scores_triton, select_triton
 
 TARGETS = (80, 90)
 LONG, INT, FLOAT, DOUBLE, HALF = "*i64", "*i32", "*fp32", "*fp64", "*bf16"
@@ -64,15 +66,12 @@ KEPT = {
     "scores": FLOAT, "theta": FLOAT, "counts": "*u8", "row_counts": LONG, "starts": LONG, "columns": INT,
     "values": FLOAT, "n_latents": "i32", "scores_stride": "i32", "n_groups": "i32", "capacity": "i32",
 }  # fmt: skip
-FOLD = {
-    "w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32",
-    "row_stride": "i32",
-}  # fmt: skip
+FOLD = {"w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32"}
 RESCORED = {
     "order": LONG, "latents": INT, "x": HALF, "w": FLOAT, "centre": FLOAT, "bias": FLOAT, "scale": FLOAT,
     "exact": DOUBLE, "n_pairs": "i32", "per_row": "i32", "width": "i32", "x_stride": "i32", "w_stride": "i32",
 }  # fmt: skip
-DIVISIBLE = {"x_row_stride", "w_row_stride", "scores_stride", "width", "n_latents"}
+DIVISIBLE = {"x_row_stride", "w_row_stride", "scores_stride", "row_stride", "column_stride", "width", "n_latents"}
 """Numbers that are multiples of 16 for the SAEs people have."""
 
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
@@ -133,7 +132,19 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         HALF_TILE | {"W_BLOCKS": True},
         8,
     ),
-    "fold": (scores_triton.fold_kernel, FOLD, {"column_stride": 1, "BLOCK_M": 16, "BLOCK_D": 128}, 4),
+    "fold": (
+        fold_triton.fold_kernel,
+        FOLD | {"row_stride": "i32"},
+        {"column_stride": 1, "BLOCK_M": 16, "BLOCK_D": 128},
+        4,
+    ),
+    # weights stored [D, M]
+    "fold_transposed": (
+        fold_triton.fold_kernel,
+        FOLD | {"column_stride": "i32"},
+        {"row_stride": 1, "BLOCK_M": 128, "BLOCK_D": 16},
+        4,
+    ),
     "select": (
         select_triton.topk_kernel,
         SELECT,
@@ -199,9 +210,31 @@ def usage(name: str, target: int) -> dict[str, int]:
         command = [str(tool), "--dump-resource-usage", file.name]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{what}:(\d+)", shown)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
-    return {"registers": registers, "stack": stack, "shared": int(compiled.metadata.shared)}
+    # loads of one 16-bit number: a tile that is read across the way it lies
+    narrow = compiled.asm["ptx"].count("ld.global.b16")
+    return {"registers": registers, "stack": stack, "shared": int(compiled.metadata.shared), "narrow": narrow}
+
+
+def lower_with_ones(name: str) -> None:
+    """Lower a kernel where every size is 1. Triton makes constants of those, and a constant has no method `to`."""
+    kernel, types, constants, warps = KERNELS[name]
+    names = kernel.arg_names
+    signature = {argument: types.get(argument, "constexpr") for argument in names}
+    ones = {argument: 1 for argument, kind in signature.items() if kind in ("i32", "i64")}
+    signature |= dict.fromkeys(ones, "constexpr")
+    places = {(names.index(argument),): value for argument, value in (constants | ones).items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs={})
+    target = GPUTarget("cuda", 90, 32)
+    backend = make_backend(target)
+    options = backend.parse_options({"num_warps": warps})
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
 
 
 if __name__ == "__main__":
     wanted = [(name, target) for target in TARGETS for name in KERNELS if ONLY_ON.get(name, target) == target]
+    for name in KERNELS:
+        lower_with_ones(name)
     json.dump({f"{name}-sm_{target}": usage(name, target) for name, target in wanted}, sys.stdout)

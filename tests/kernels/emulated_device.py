@@ -26,14 +26,13 @@ def libraries(folder):
     """The functions of the compiled module, by name."""
     select = emulated.compiled("topk_select", folder)
     threshold = emulated.compiled("threshold_select", folder)
-    prepare = emulated.compiled("prepare_rows", folder)
+    gather = emulated.compiled("gather_rows", folder)
     return {
         "topk_select": select,
         "topk_finish": select,
         "threshold_count": threshold,
         "threshold_write": threshold,
-        "gather_rows": prepare,
-        "fold_bias": prepare,
+        "gather_rows": gather,
     }
 
 

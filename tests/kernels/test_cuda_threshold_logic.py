@@ -17,7 +17,7 @@ def selecting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def preparing(tmp_path_factory):
-    return emulated.compiled("prepare_rows", tmp_path_factory.mktemp("emulated"))
+    return emulated.compiled("gather_rows", tmp_path_factory.mktemp("emulated"))
 
 
 def select(library, scores, theta, bias=None, scale=None, capacity=None):
@@ -117,20 +117,3 @@ def test_gathers_rows_and_marks_those_that_are_not_there(preparing, dtype, width
     assert torch.equal(gathered[[0, 1, 2, 4]], x[[6, 0, 0, 3]])
     assert gathered[[3, 5, 6]].isnan().all()
     assert (gathered[7] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_the_folded_bias_is_that_of_float64(preparing, dtype, transposed):
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(9, 70, generator=generator).to(dtype)
-    w = w.T.contiguous().T if transposed else w
-    b_enc, b_dec = torch.randn(9, generator=generator), torch.randn(70, generator=generator)
-    folded = torch.full((9,), torch.nan)
-    code = preparing.saerl_fold_bias(
-        address(w), size(9), size(70), size(w.stride(0)), size(w.stride(1)), int(dtype == torch.bfloat16),
-        address(b_enc), address(b_dec), address(folded), 0, None,
-    )  # fmt: skip
-    assert code == 0
-    exact = b_enc.double() - w.double() @ b_dec.double()
-    assert ((folded.double() - exact).abs() <= 2.0**-24 * exact.abs() + 1e-13).all()

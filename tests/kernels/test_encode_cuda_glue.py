@@ -137,3 +137,20 @@ def test_parameters_of_a_model_are_taken_as_they_are(dtype):
     got = threshold_cuda.encode(**arguments)
     assert_same(got, wanted)
     assert not got[2].requires_grad
+
+
+@pytest.mark.parametrize("n_latents", [1, 24576, 49151, 49152, 131072, 2**21, 2**27, 2**28])
+@pytest.mark.parametrize("n_rows", [0, 1, 127, 128, 129, 2000, 5461, 16384, 40001])
+def test_chunks_are_alike_and_of_whole_tiles(n_rows, n_latents, monkeypatch):
+    monkeypatch.setattr(scores_cuda, "BUFFER_NUMBERS", 2**27)
+    step = scores_cuda.rows_per_chunk(n_rows, n_latents)
+    assert 1 <= step <= max(1, n_rows)
+    assert step == 1 or step * scores_cuda.padded(n_latents) <= 2**27
+    most = 2**27 // scores_cuda.padded(n_latents)
+    if most < 128:
+        return
+    assert step == n_rows or step % 128 == 0 or n_rows == 0
+    # as few chunks as there can be of whole tiles, and no short one at the end but by less than a tile a chunk
+    chunks = -(-n_rows // step)
+    assert chunks == -(-n_rows // (most // 128 * 128))
+    assert n_rows - (chunks - 1) * step >= step - 128 * chunks

@@ -49,7 +49,7 @@ def chunks(kernels, arguments, group, **more):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sample", samples("topk_encode", without=("many_blocks", "odd_and_wide")))
 def test_scores_and_maxima_of_every_sample_and_layout(kernels, sample, layout, tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels, "BUFFER_NUMBERS", 500)
+    monkeypatch.setattr(scores_cuda, "BUFFER_NUMBERS", 500)
     arguments = relaid(sample.make(), layout, tmp_path)
     wanted = true_scores(sample.make())
     seen = 0
@@ -120,7 +120,7 @@ def test_topk_is_the_reference(name):
 
 @pytest.mark.parametrize("sample", samples("threshold_encode"))
 def test_threshold_is_the_reference(sample, kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "BUFFER_NUMBERS", 500)
+    monkeypatch.setattr(scores_cuda, "BUFFER_NUMBERS", 500)
     wanted = ops.threshold_encode(**wide(sample.make()), backend="reference")
     got = ops.threshold_encode(**sample.make(), backend="triton")
     for one, other in zip(got, wanted, strict=True):
@@ -155,17 +155,6 @@ def test_a_nan_in_theta_makes_every_row_one():
     rows = ops.threshold_encode(**encoder(9, 16, 100), theta=theta, backend="triton")
     assert rows.indptr.tolist() == list(range(10))
     assert rows.values.isnan().all()
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_the_folded_bias_is_that_of_float64(kernels, transposed):
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(37, 300, generator=generator).bfloat16()
-    w = w.T.contiguous().T if transposed else w
-    b_enc, b_dec = torch.randn(37, generator=generator), torch.randn(300, generator=generator)
-    exact = b_enc.double() - w.double() @ b_dec.double()
-    error = (kernels.folded_bias(w, b_enc, b_dec).double() - exact).abs()
-    assert (error <= 2.0**-24 * exact.abs() + 1e-12).all()
 
 
 def test_what_the_select_does_not_take_is_refused(monkeypatch):
