@@ -94,7 +94,7 @@ def featurize(
     keep_hidden: also keep the mean hidden state over the same tokens, float32 [S, D].
     ids: one unique id per text; default the dataset's column ``id`` where it names every row once, else 0, 1, 2 ...
     columns, source: kept in the folder beside the rows; columns is one dict a text.
-    tokens_per_batch: tokens of one forward pass, padding included; default 4,096 on a CPU, 32,768 on CUDA.
+    tokens_per_batch: tokens of one forward pass, padding included; default 1,024 on a CPU, 32,768 on CUDA.
     shard_rows: rows per shard; texts are put into batches inside a shard only.
     packing: "on" lays the texts of a batch end to end in one row, each attending to itself, so that none is padded;
         "off" pads texts of like length; "auto" packs on CUDA where the model and the kernels installed allow it. The

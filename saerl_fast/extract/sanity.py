@@ -28,8 +28,8 @@ from saerl_fast.sae import SAE, SAESanity, sanity
 logger = logging.getLogger(__name__)
 
 SAMPLE_TEXTS = 64
-SAMPLE_TOKENS = 1024
-SAMPLE_BATCH = 512
+SAMPLE_TOKENS = 512
+SAMPLE_BATCH = 256
 """Tokens of a batch at most: so few texts are of every length, and in one large batch half of it would be padding."""
 FEWEST_TOKENS = 64
 """Below this nothing is judged: the variance of so few tokens says little."""
