@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
+MOST_FEATURES = 2**31
+"""What int32 indices can name."""
 STATUSES = ("ok", "empty", "truncated", "invalid", "nonfinite", "windowed")
 
 
@@ -57,14 +59,26 @@ class SparseFeatures:
                 f"SparseFeatures: indptr ends at {int(self.indptr[-1])}, but there are "
                 f"{len(self.indices)} indices and {len(self.values)} values"
             )
-        if int(self.indptr[0]) != 0 or bool((np.diff(self.indptr) < 0).any()):
+        # compared, not subtracted: a difference beyond 2^63 would wrap to a rise
+        if int(self.indptr[0]) != 0 or bool((self.indptr[1:] < self.indptr[:-1]).any()):
             raise ShapeError("SparseFeatures: indptr must start at 0 and never fall")
+        if not 0 <= self.n_features <= MOST_FEATURES:
+            raise ShapeError(f"SparseFeatures: n_features must be from 0 to {MOST_FEATURES}; got {self.n_features}")
         if len(self.indices) and not 0 <= int(self.indices.min()) <= int(self.indices.max()) < self.n_features:
             raise ShapeError(f"SparseFeatures: indices must lie in [0, {self.n_features})")
+        if not self._ascending():
+            raise InputError("SparseFeatures: the indices of a row must be ascending and distinct")
         if unknown := set(self.status) - set(STATUSES):
             raise InputError(f"SparseFeatures: status must be one of {STATUSES}; got {sorted(unknown)}")
         if self.hidden is not None and (self.hidden.ndim != 2 or len(self.hidden) != rows):
             raise ShapeError(f"SparseFeatures: hidden must be [{rows}, D]; got {list(self.hidden.shape)}")
+
+    def _ascending(self) -> bool:
+        """Whether indices rise inside of every row."""
+        rises = self.indices[1:] > self.indices[:-1]
+        ends = self.indptr[1:-1]  # from one row to the next they may fall
+        rises[ends[(ends > 0) & (ends < len(self.indices))] - 1] = True
+        return bool(rises.all())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,13 +218,14 @@ class SparseFeatures:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> SparseFeatures:
         """Read what ``save`` wrote. Raises UnsafeFileError or FormatError for anything else."""
-        from saerl_fast.formats.safetensors_file import parse_json, read_header, read_tensors
+        from saerl_fast.formats.safetensors_file import parse_json, read_file
 
-        note = (read_header(path).get("__metadata__") or {}).get("saerl_fast")
+        header, tensors = read_file(path)
+        note = header.get("__metadata__", {}).get("saerl_fast")
         if not isinstance(note, str):
             raise FormatError(f"{path}: not a features file: its header has no saerl_fast entry")
         return SparseFeatures.from_tensors(
-            read_tensors(path), parse_json(note.encode(errors="surrogatepass"), str(path)), origin=str(path)
+            tensors, parse_json(note.encode(errors="surrogatepass"), str(path)), origin=str(path)
         )
 
     def describe(self) -> str:

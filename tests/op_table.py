@@ -199,6 +199,8 @@ def _codes_mistakes(name: str) -> tuple[BadInput, ...]:
         BadInput(
             "indptr_falls", broken([0, 2, 1, 2], [0, 1], [1.0, 1.0]), InputError, "must never fall; got 2 before 1"
         ),
+        # each difference of 2^63 and more would wrap to a rise
+        BadInput("indptr_wraps", broken([0, 9 * 10**18, -9 * 10**18, 2], [0, 1], [1.0, 1.0]), InputError, "never fall"),
         BadInput("indptr_too_long", broken([0, 1, 1, 9], [0, 1], [1.0, 1.0]), InputError, "from 0 to 2 .*got 0 to 9"),
         BadInput("indptr_starts_late", broken([1, 1, 1, 2], [0, 1], [1.0, 1.0]), InputError, "got 1 to 2"),
         BadInput("no_indptr", broken([], [], []), DtypeError, "indptr must be of int64"),

@@ -8,6 +8,7 @@ import torch
 
 from saerl_fast.errors import FormatError, InputError, ShapeError
 from saerl_fast.features import SparseFeatures
+from saerl_fast.formats import safetensors_file
 
 
 def make(rows=7, columns=20, hidden=True, seed=0, start=0):
@@ -100,6 +101,8 @@ def test_inconsistent_arrays_are_refused():
         ({"indices": good.indices - 20}, r"indices must lie in \[0, 20\)"),
         ({"hidden": good.hidden[:-1]}, r"hidden must be \[7, D\]"),
         ({"ids": good.ids[:-1]}, "indptr must have 7"),
+        ({"n_features": -1}, "n_features must be from 0 to"),
+        ({"n_features": 10**30}, "n_features must be from 0 to"),
     ]:
         with pytest.raises(ShapeError, match=message):
             replace(good, **changes)
@@ -107,3 +110,33 @@ def test_inconsistent_arrays_are_refused():
         replace(good, status=("fine",) * 7)
     with pytest.raises(InputError, match="not a single row"):
         good[3]
+
+
+def test_bounds_whose_differences_wrap_are_refused():
+    """Each step of 2^63 and more would wrap to a rise, and the rows would lie outside of the memory."""
+    good = make(rows=3)
+    indptr = np.array([0, 9 * 10**18, -9 * 10**18, good.nnz])
+    assert (np.diff(indptr) >= 0).all()
+    with pytest.raises(ShapeError, match="never fall"):
+        replace(good, indptr=indptr)
+
+
+def test_the_indices_of_a_row_rise():
+    good = make()
+    row = int(np.flatnonzero(np.diff(good.indptr) > 1)[0])
+    begin, end = good.indptr[row : row + 2]
+    for wrong in (good.indices[begin:end][::-1], np.full(end - begin, good.indices[begin])):
+        indices = good.indices.copy()
+        indices[begin:end] = wrong
+        with pytest.raises(InputError, match="ascending and distinct"):
+            replace(good, indices=indices)
+
+
+def test_a_file_is_opened_once(tmp_path, monkeypatch):
+    """What is read is what was checked, whatever takes its place meanwhile."""
+    make().save(tmp_path / "f")
+    opened = []
+    real = safetensors_file.open_regular
+    monkeypatch.setattr(safetensors_file, "open_regular", lambda path: opened.append(path) or real(path))
+    SparseFeatures.load(tmp_path / "f")
+    assert len(opened) == 1

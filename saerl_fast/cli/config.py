@@ -9,6 +9,9 @@ from typing import Any
 
 from saerl_fast.errors import FormatError, InputError
 
+ODD_YAML = (ValueError, AttributeError, LookupError, RecursionError)
+"""What yaml lets through from its own readers of dates and numbers."""
+
 
 def apply_config(words: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
     """Make the values of ``--config FILE`` the defaults of the command that the words name."""
@@ -40,7 +43,7 @@ def _read(path: str) -> dict[str, Any]:
         raise FormatError(f"{path}: no such config file")
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, *ODD_YAML) as error:
         raise FormatError(f"{path}: not YAML: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise FormatError(f"{path}: a mapping of options to values is wanted; got {type(found).__name__}")
@@ -57,6 +60,10 @@ def _convert(action: argparse.Action, value: Any, path: str) -> Any:
             value = action.type(str(value))
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{path}: {action.dest}: {value!r} is not acceptable: {error}") from error
+    elif value is not None and isinstance(action, argparse._StoreAction) and action.nargs is None:
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise InputError(f"{path}: {action.dest} must be a word or a number; got {value!r:.80}. Put it in quotes")
+        value = str(value)
     if action.choices is not None and value not in action.choices:
         raise InputError(f"{path}: {action.dest} must be one of {list(action.choices)}; got {value!r}")
     return value

@@ -25,12 +25,14 @@ class GrpoSetting(argparse.Action):
     ) -> None:
         import yaml
 
+        from saerl_fast.cli.config import ODD_YAML
+
         name, mark, text = str(values).partition("=")
         if not mark:
             raise argparse.ArgumentError(self, f"wanted KEY=VALUE; got {values!r}")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *ODD_YAML) as error:
             raise argparse.ArgumentError(self, f"{name}: not YAML: {error}") from error
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value})
 

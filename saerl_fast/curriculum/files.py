@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from saerl_fast.curriculum.plan import PARTIAL, BatchPlan, ids_digest
 from saerl_fast.curriculum.policies import Policy
 from saerl_fast.durable import replace
-from saerl_fast.errors import CorruptStoreError, FormatError, InputError, PlanError, UnsafeFileError
+from saerl_fast.errors import CorruptStoreError, FormatError, InputError, PlanError
 
 FORMAT = "saerl-plan"
 FORMAT_VERSION = 1
@@ -177,23 +177,16 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path, known: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    from saerl_fast.formats.safetensors_file import read_header
+    from saerl_fast.formats.safetensors_file import as_arrays, read_file
 
     if not path.is_file():
         raise CorruptStoreError(f"wanted {path}, which {JSON_NAME} names; it is missing")
     if path.stat().st_size != known["arrays_bytes"]:
         raise CorruptStoreError(f"{path}: wanted {known['arrays_bytes']} bytes, got {path.stat().st_size}")
-    read_header(path)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != known["arrays_sha256"]:
+    _, tensors = read_file(path, digest=(found := hashlib.sha256()))
+    if found.hexdigest() != known["arrays_sha256"]:
         raise CorruptStoreError(f"{path}: the content does not match its checksum; make the plan again")
-    try:
-        arrays: dict[str, NDArray[Any]] = load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UnsafeFileError(f"{path}: safetensors refused it: {error}") from error
+    arrays = as_arrays(tensors, str(path))
     missing = ARRAYS.keys() - OPTIONAL - arrays.keys()
     unknown = arrays.keys() - ARRAYS.keys()
     if missing or unknown:
@@ -213,7 +206,7 @@ def _ids_from(arrays: dict[str, NDArray[Any]], folder: Path) -> NDArray[Any]:
     if "id_bytes" not in arrays or "id_ends" not in arrays:
         raise FormatError(f"{folder}: wanted ids, or id_bytes with id_ends; got neither")
     joined, ends = arrays["id_bytes"].tobytes(), arrays["id_ends"]
-    if len(ends) == 0 or (np.diff(ends, prepend=0) < 0).any() or ends[-1] != len(joined):
+    if len(ends) == 0 or ends[0] < 0 or (ends[1:] < ends[:-1]).any() or ends[-1] != len(joined):
         raise FormatError(f"{folder}: id_ends does not tile id_bytes")
     ids = np.empty(len(ends), dtype=object)
     start = 0

@@ -16,6 +16,8 @@ from saerl_fast.formats.safetensors_file import read_json
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+MAX_SHARDS = 1_000_000
+"""A thousand million rows in shards of 1,024; what lists them takes less than a second."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class Job:
     shard_rows: int
     fingerprint: Mapping[str, Any]
     source: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.shards > MAX_SHARDS:
+            raise InputError(
+                f"{self.rows} rows in shards of {self.shard_rows} make {self.shards} shards, more than {MAX_SHARDS}; "
+                "choose larger shards (shard_rows)"
+            )
 
     @property
     def shards(self) -> int:
@@ -88,7 +97,10 @@ class Job:
         fingerprint, source = found.get("fingerprint"), found.get("source")
         if not isinstance(fingerprint, dict) or not isinstance(source, dict):
             raise FormatError(f"{folder}: {MANIFEST} must hold fingerprint and source as objects")
-        return Job(rows, shard_rows, fingerprint, source)
+        try:
+            return Job(rows, shard_rows, fingerprint, source)
+        except InputError as error:
+            raise FormatError(f"{folder}: {MANIFEST}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def read_shards(folder: str | os.PathLike[str], *, allow_partial: bool = False) 
 def missing_shards(folder: Path, job: Job) -> list[int]:
     """Numbers of the shards of the whole job that are not in the folder."""
     present = {path.name for path in (folder / SHARDS).glob("*.safetensors")}
-    return [shard for shard in range(job.shards) if shard_path(folder, shard).name not in present]
+    return [shard for shard in range(job.shards) if _shard_name(shard) not in present]
 
 
 def read_shard(folder: Path, job: Job, shard: int) -> SparseFeatures:
@@ -249,11 +249,16 @@ def iterate_columns(folder: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     if not path.exists():
         raise FormatError(f"{folder}: no {COLUMNS}; the folder was written without columns")
     with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != Job.load(Path(folder)).fingerprint.get("columns"):
+        stated = Job.load(Path(folder)).fingerprint.get("columns")
+        if hashlib.file_digest(file, "sha256").hexdigest() != stated:
             raise CorruptStoreError(f"{path}: content does not match its SHA-256; see `saerl repair`")
         file.seek(0)
+        again = hashlib.sha256()
         for number, line in enumerate(file, 1):
+            again.update(line)
             yield _parse_row(line, f"{path}, line {number}")
+    if again.hexdigest() != stated:
+        raise CorruptStoreError(f"{path}: it was changed while it was read; see `saerl repair`")
 
 
 def read_columns(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -298,7 +303,11 @@ def check_done(folder: Path, job: Job, shards: Iterable[int]) -> None:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    return folder / SHARDS / f"{shard:05d}.safetensors"
+    return folder / SHARDS / _shard_name(shard)
+
+
+def _shard_name(shard: int) -> str:
+    return f"{shard:05d}.safetensors"
 
 
 def split_path(folder: Path, shard: int) -> Path:

@@ -98,7 +98,11 @@ def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
         described = parse_json(note, str(path))
         wanted = [name for name in OURS if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
-            yield from_table(file.read_row_group(group, columns=wanted), described, str(path))
+            try:
+                table = file.read_row_group(group, columns=wanted)
+            except (OSError, arrow.ArrowException) as error:
+                raise FormatError(f"{path}: row group {group} is damaged: {error}") from error
+            yield from_table(table, described, str(path))
 
 
 def from_dataset(dataset: Any, rows_at_once: int = 1024) -> Iterator[SparseFeatures]:
@@ -121,32 +125,59 @@ def from_dataset(dataset: Any, rows_at_once: int = 1024) -> Iterator[SparseFeatu
 def from_table(table: pyarrow.Table, described: dict[str, Any], origin: str) -> SparseFeatures:
     """An Arrow table with our columns as features."""
     features, provenance = described.get("n_features"), described.get("provenance")
-    if type(features) is not int or not isinstance(provenance, dict):
-        raise FormatError(f"{origin}: n_features must be a whole number and provenance an object")
-    if missing := [name for name in OURS[:5] if name not in table.column_names]:
-        raise FormatError(f"{origin}: columns {missing} are missing")
+    kind = described.get("values", "float32")
+    if type(features) is not int or not isinstance(provenance, dict) or kind not in ("float32", "float16"):
+        raise FormatError(
+            f"{origin}: n_features must be a whole number, provenance an object, and values float32 or float16"
+        )
+    if missing := [name for name in OURS[:5] if table.column_names.count(name) != 1]:
+        raise FormatError(f"{origin}: columns {missing} are missing, or there twice")
     indptr, indices = _lists(table, "saerl_idx", np.dtype(np.int32), origin)
-    same, values = _lists(table, "saerl_val", np.dtype(described.get("values", "float32")), origin)
+    same, values = _lists(table, "saerl_val", np.dtype(kind), origin)
     if not np.array_equal(indptr, same):
         raise FormatError(f"{origin}: saerl_idx and saerl_val have rows of different lengths")
-    status = table["saerl_status"].to_pylist()
+    status = _column(table, "saerl_status", ("string", "large_string"), origin)
     if not set(status) <= set(STATUSES):
         raise FormatError(f"{origin}: saerl_status must be one of {STATUSES}")
-    ids = table["id"].to_pylist()
     hidden = None
     if "saerl_hidden" in table.column_names:
-        hidden = _lists(table, "saerl_hidden", np.dtype(np.float32), origin)[1].reshape(len(ids), -1)
+        ends, flat = _lists(table, "saerl_hidden", np.dtype(np.float32), origin)
+        width = int(ends[1]) if len(ends) > 1 else 0
+        if not np.array_equal(ends, np.arange(len(ends)) * width):
+            raise FormatError(f"{origin}: saerl_hidden must have rows of one length")
+        hidden = flat.reshape(len(ends) - 1, width)
     return SparseFeatures(
         indptr=indptr,
         indices=indices,
         values=values,
         n_features=features,
-        ids=tuple(json.loads(name) for name in ids) if described.get("ids_are_json") else tuple(ids),
+        ids=_ids(table, described.get("ids_are_json") is True, origin),
         status=tuple(status),
-        n_tokens=table["saerl_n_tokens"].to_numpy().astype(np.int32),
+        n_tokens=np.array(_column(table, "saerl_n_tokens", ("int32",), origin), dtype=np.int32),
         hidden=hidden,
         provenance=provenance,
     )
+
+
+def _ids(table: pyarrow.Table, as_json: bool, origin: str) -> tuple[str | int, ...]:
+    found = _column(table, "id", ("string", "large_string") if as_json else ("string", "large_string", "int64"), origin)
+    if not as_json:
+        return tuple(found)
+    try:
+        ids = [json.loads(name) for name in found]
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{origin}: id is not JSON: {error}") from error
+    if not all(isinstance(name, str) or type(name) is int for name in ids):
+        raise FormatError(f"{origin}: ids must be strings or whole numbers")
+    return tuple(ids)
+
+
+def _column(table: pyarrow.Table, name: str, kinds: tuple[str, ...], origin: str) -> list[Any]:
+    """The values of a column of one of these types, none missing."""
+    column = table[name]
+    if str(column.type) not in kinds or column.null_count:
+        raise FormatError(f"{origin}: {name} must be {' or '.join(kinds)} with none missing; it is {column.type}")
+    return list(column.to_pylist())
 
 
 def _lists(table: pyarrow.Table, name: str, dtype: np.dtype[Any], origin: str) -> tuple[Any, Any]:

@@ -30,7 +30,10 @@ _HOOKS = {
 def read_folder(folder: Path) -> SAE:
     """The SAE of a folder with params.npz: w_enc [D, M], w_dec [M, D_out], b_enc, b_dec, threshold [M]."""
     path = folder / WEIGHTS_FILE
-    tensors = {name.lower(): tensor.float() for name, tensor in read_npz(path).items()}
+    found = read_npz(path)
+    tensors = {name.lower(): tensor.float() for name, tensor in found.items()}
+    if len(tensors) < len(found):
+        raise FormatError(f"{path}: an array comes twice, in capitals and without: {sorted(found)}")
     if unexpected := sorted(set(tensors) - set(_TENSORS)):
         raise FormatError(f"{path}: unexpected arrays {unexpected}; allowed are {sorted(_TENSORS)}")
     if missing := sorted(set(_TENSORS[:5]) - set(tensors)):

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Collection, Mapping
 from io import BufferedReader
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,12 @@ _PICKLE_STARTS = (
 )
 
 
+class Digest(Protocol):
+    """What the objects of hashlib have in common."""
+
+    def update(self, content: Any, /) -> None: ...
+
+
 def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, on the CPU, after the header has passed every check.
 
@@ -58,20 +64,23 @@ def read_tensors(path: str | os.PathLike[str], names: Collection[str] | None = N
 
 
 def read_file(
-    path: str | os.PathLike[str], names: Collection[str] | None = None
+    path: str | os.PathLike[str], names: Collection[str] | None = None, digest: Digest | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors, from one opening of the file: nothing can be put in its place between check and use.
 
-    The bytes are read, not mapped: a file that shrinks under a map would end the process.
+    The bytes are read, not mapped: a file that shrinks under a map would end the process. digest: a hash, such as
+    ``hashlib.sha256()``, that is fed every byte of the file as it was read.
     """
     with open_regular(path) as file:
-        header, data_bytes = _checked_header(path, file)
+        header, data_bytes = _checked_header(path, file, digest)
         found = [name for name in header if name != "__metadata__"]
         if names is not None and (unexpected := sorted(set(found) - set(names))):
             raise FormatError(f"{path}: unexpected tensors {unexpected}; allowed are {sorted(names)}")
         data = np.empty(data_bytes, dtype=np.uint8)
         if file.readinto(data.data) != data_bytes:
             raise UnsafeFileError(f"{path}: it ends before its {data_bytes} bytes of data; is it being written?")
+    if digest is not None:
+        digest.update(data.data)
     return header, {name: _tensor(data, header[name]) for name in found}
 
 
@@ -99,7 +108,9 @@ def _tensor(data: NDArray[np.uint8], entry: dict[str, Any]) -> Tensor:
     return torch.from_numpy(piece if aligned else piece.copy()).view(dtype).reshape(entry["shape"])
 
 
-def _checked_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple[dict[str, Any], int]:
+def _checked_header(
+    path: str | os.PathLike[str], file: BufferedReader, digest: Digest | None = None
+) -> tuple[dict[str, Any], int]:
     """The header, and the number of bytes behind it."""
     size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE_BYTES:
@@ -114,7 +125,10 @@ def _checked_header(path: str | os.PathLike[str], file: BufferedReader) -> tuple
             f"{path}: header of {length} bytes in a file of {size} (cap {MAX_HEADER_BYTES}); "
             "the file is truncated or is not safetensors"
         )
-    header = parse_json(file.read(length), str(path))
+    raw = file.read(length)
+    if digest is not None:
+        digest.update(start + raw)
+    header = parse_json(raw, str(path))
     _check_layout(path, header, size - 8 - length)
     return header, size - 8 - length
 

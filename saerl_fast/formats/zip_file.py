@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO
 
 from saerl_fast.errors import FormatError, UnsafeFileError
-from saerl_fast.formats.safetensors_file import MAX_FILE_BYTES, regular_file_size
+from saerl_fast.formats.safetensors_file import MAX_FILE_BYTES, open_regular
 
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,200}(/[A-Za-z0-9_.\-]{1,200}){0,4}")
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -33,11 +33,11 @@ class ZipMembers:
 
     def __init__(self, path: str | os.PathLike[str], *, most: int, compressed: bool) -> None:
         self.path = path
-        self.size = regular_file_size(path)
-        if self.size > MAX_FILE_BYTES:
-            raise UnsafeFileError(f"{path}: {self.size} bytes, more than the cap of {MAX_FILE_BYTES}")
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__, or below
+        self._file = open_regular(path)  # closed by __exit__, or below
         try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            if self.size > MAX_FILE_BYTES:
+                raise UnsafeFileError(f"{path}: {self.size} bytes, more than the cap of {MAX_FILE_BYTES}")
             _check_directory(path, self._file, self.size, most)
             self._archive = zipfile.ZipFile(self._file)
             self.members = self._check(most, compressed)

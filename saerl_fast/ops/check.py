@@ -93,8 +93,9 @@ def offsets(op: str, name: str, value: Tensor, total: int, what: str) -> None:
         raise ShapeError(f"{op}: {name} must have at least one element; got none. No rows is [0]")
     if int(value[0]) != 0 or int(value[-1]) != total:
         raise InputError(f"{op}: {name} must run from 0 to {total} ({what}); got {int(value[0])} to {int(value[-1])}")
-    if bool((value.diff() < 0).any()):
-        at = int((value.diff() < 0).nonzero()[0])
+    falls = value[1:] < value[:-1]  # compared, not subtracted: a difference beyond 2^63 would wrap to a rise
+    if bool(falls.any()):
+        at = int(falls.nonzero()[0])
         raise InputError(f"{op}: {name} must never fall; got {int(value[at])} before {int(value[at + 1])} at {at}")
 
 

@@ -53,7 +53,7 @@ class EstimatorFormat:
 
     def load(self, folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], Arrays]:
         """Parameters, state and arrays: present, of the right types, and of one saving. Raises FormatError."""
-        from saerl_fast.formats.safetensors_file import as_arrays, read_json, read_tensors
+        from saerl_fast.formats.safetensors_file import as_arrays, read_file, read_json
 
         path = Path(folder) / self.json_file
         if not path.is_file():
@@ -62,15 +62,15 @@ class EstimatorFormat:
         if described.get("format") != self.name or described.get("format_version") != self.version:
             raise FormatError(
                 f"{path}: wanted format {self.name} {self.version}; "
-                f"got {described.get('format')!r} {described.get('format_version')!r}"
+                f"got {described.get('format')!r:.80} {described.get('format_version')!r:.80}"
             )
         if set(described) != _KEYS:
             raise FormatError(f"{path}: wanted the keys {sorted(_KEYS)}; got {sorted(described)}")
         parameters = _typed(path, described["parameters"], self.parameters)
         state = _typed(path, described["state"], self.state)
         arrays_path = Path(folder) / self.arrays_file
-        tensors = read_tensors(arrays_path, names=set(self.arrays))
-        if hashlib.sha256(arrays_path.read_bytes()).hexdigest() != described["arrays_sha256"]:
+        _, tensors = read_file(arrays_path, set(self.arrays), found := hashlib.sha256())
+        if found.hexdigest() != described["arrays_sha256"]:
             raise FormatError(f"{arrays_path}: its SHA-256 is not the one that {self.json_file} gives; save it again")
         return parameters, state, as_arrays(tensors, str(arrays_path))
 
@@ -87,10 +87,10 @@ def check_array(path: Path, name: str, arrays: Arrays, shape: tuple[int, ...], d
 
 def _typed(path: Path, found: Any, wanted: Types) -> dict[str, Any]:
     if not isinstance(found, dict) or set(found) != set(wanted):
-        raise FormatError(f"{path}: wanted an object with {sorted(wanted)}; got {found!r}")
+        raise FormatError(f"{path}: wanted an object with {sorted(wanted)}; got {found!r:.200}")
     for name, kind in wanted.items():
         if not isinstance(found[name], kind) or isinstance(found[name], bool):
-            raise FormatError(f"{path}: {name} has the wrong type: {found[name]!r}")
+            raise FormatError(f"{path}: {name} has the wrong type: {found[name]!r:.80}")
     return found
 
 

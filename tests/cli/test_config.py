@@ -31,6 +31,10 @@ def test_yaml_gives_options_and_the_command_line_wins(config):
     assert parse("featurize", "other.jsonl", "--config", path).data == "other.jsonl"
 
 
+def test_a_number_for_a_word_is_that_word(config):
+    assert parse("featurize", "--config", config("data: d\ntext-field: 3\nmodel: m\nsae: s\nout: 7\n")).out == "7"
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
@@ -39,7 +43,14 @@ def test_yaml_gives_options_and_the_command_line_wins(config):
         ("layer: deep\n", InputError, "layer: 'deep' is not acceptable"),
         ("keep-hidden: 3\n", InputError, "keep_hidden must be true or false"),
         ("- a\n", FormatError, "a mapping of options"),
+        ("out: 2024-01-02\n", InputError, "out must be a word or a number; got datetime"),
+        ("model: [a]\n", InputError, "model must be a word or a number"),
         ("a: [\n", FormatError, "not YAML"),
+        ("a: 2024-13-45\n", FormatError, "not YAML"),
+        ("a: !!int ''\n", FormatError, "not YAML"),
+        ("a: !!timestamp x\n", FormatError, "not YAML"),
+        (f"a: {'9' * 5000}\n", FormatError, "not YAML"),
+        (f"a: {'[' * 5000}\n", FormatError, "not YAML"),
         ("!!python/object/apply:os.system ['true']\n", FormatError, "not YAML"),
     ],
 )
@@ -59,3 +70,10 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
     )
     assert code == 2
     assert "FormatError" in capsys.readouterr().err
+
+
+def test_a_grpo_setting_that_is_no_yaml_is_named(capsys):
+    for text in ("2024-13-45", "[", "!!int ''"):
+        with pytest.raises(SystemExit):
+            parse("train", "--grpo", f"beta={text}")
+        assert "beta: not YAML" in capsys.readouterr().err

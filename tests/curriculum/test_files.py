@@ -151,7 +151,7 @@ def test_nothing_may_be_missing(tmp_path, field):
     ("ids", "ends", "message"),
     [
         (b"ab", [1, 1, 3], "tile"), (b"ab", [2, 1, 2], "tile"), (b"ab", [], "tile"), (b"\xff\xfe", [1, 1, 2], "UTF-8"),
-        (b"ab", [-1, 1, 2], "tile"),
+        (b"ab", [-1, 1, 2], "tile"), (b"ab", [9 * 10**18, -(9 * 10**18), 2], "tile"),
     ],
 )  # fmt: skip
 def test_string_ids_are_checked(tmp_path, ids, ends, message):

@@ -12,6 +12,9 @@ import torch
 
 from saerl_fast.errors import FormatError, SaerlError, UnsafeFileError
 from saerl_fast.formats.npz_file import read_npz
+from saerl_fast.formats.safetensors_file import MAX_FILE_BYTES
+from saerl_fast.formats.zip_file import ZipMembers
+from tests.formats.limits import at_once
 
 
 class Runs:
@@ -40,6 +43,15 @@ def saved(*arrays, **named):
     file = io.BytesIO()
     np.savez(file, *arrays, **named)
     return file.getvalue()
+
+
+def lying_bomb():
+    """An archive that unpacks to 64 MB and says that it unpacks to the 144 bytes of a good array."""
+    good = npy(header())
+    raw = bytearray(npz(zipfile.ZIP_DEFLATED, a=good + b"\0" * (64 << 20)))
+    at = raw.rfind(b"PK\x01\x02")
+    raw[at + 24 : at + 28] = struct.pack("<I", len(good))
+    return bytes(raw)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -74,6 +86,7 @@ HOSTILE = {
     "version-9": npz(a=npy(header(), version=b"\x09\x00")),
     "short-member": npz(a=b"\x93NUM"),
     "bomb": npz(zipfile.ZIP_DEFLATED, a=npy(header(shape=f"({40 << 20},)"), b"\0" * (160 << 20))),
+    "bomb-that-lies": lying_bomb(),
     "many-arrays": saved(*[np.zeros(1)] * 17),
     "path": npz(**{"../a": npy(header())}),
     "bare-npy": npy(header()),
@@ -84,10 +97,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_archives_are_refused_and_run_nothing(case, tmp_path, monkeypatch):
+def test_hostile_archives_are_refused_at_once_and_run_nothing(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.npz").write_bytes(HOSTILE[case])
-    with pytest.raises(UnsafeFileError, match=r"params\.npz"):
+    with at_once(), pytest.raises(UnsafeFileError, match=r"params\.npz"):
         read_npz(tmp_path / "params.npz")
     assert not (tmp_path / "sentinel_was_made").exists()
 
@@ -102,3 +115,22 @@ def test_damage_is_refused_by_name(tmp_path):
             read_npz(tmp_path / "x.npz")
         except SaerlError:
             continue
+
+
+def test_an_archive_that_shrinks_behind_its_directory_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    whole = saved(a=np.ones((400, 400), np.float32))  # more than Python reads ahead
+    for length in (0, 3, 40, 100, 50_000, whole.index(b"PK\x01\x02") - 1):
+        path.write_bytes(whole)
+        with ZipMembers(path, most=4, compressed=True) as archive:
+            (info,) = archive.members.values()
+            os.truncate(path, length)
+            with pytest.raises(UnsafeFileError, match="damaged"), archive.open(info) as file:
+                archive.read(file, info.file_size)
+
+
+def test_archives_beyond_their_caps_are_refused_unread(tmp_path):
+    with open(tmp_path / "huge.npz", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with at_once(), pytest.raises(UnsafeFileError, match="more than the cap"):
+        read_npz(tmp_path / "huge.npz")

@@ -1,5 +1,6 @@
 """Hostile files: each is made here, refused with a named error, and never reaches an unpickler."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,9 +14,17 @@ import torch
 from safetensors.torch import save
 
 from saerl_fast.errors import FormatError, UnsafeFileError
-from saerl_fast.formats import load_sae, read_tensors, save_sae
-from saerl_fast.formats.safetensors_file import MAX_HEADER_BYTES, parse_json, read_header
+from saerl_fast.formats import load_sae, read_tensors, safetensors_file, save_sae
+from saerl_fast.formats.safetensors_file import (
+    MAX_FILE_BYTES,
+    MAX_HEADER_BYTES,
+    parse_json,
+    read_file,
+    read_header,
+    read_json,
+)
 from tests import tiny
+from tests.formats.limits import at_once
 
 GOOD = save({"a": torch.arange(4.0)})
 
@@ -105,11 +114,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_refused(name, tmp_path, monkeypatch):
+def test_hostile_files_are_refused_at_once(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "weights.safetensors"
     path.write_bytes(HOSTILE[name])
-    with pytest.raises(UnsafeFileError, match=r"weights\.safetensors"):
+    with at_once(), pytest.raises(UnsafeFileError, match=r"weights\.safetensors"):
         read_tensors(path)
     assert not (tmp_path / "sentinel_was_made").exists()
 
@@ -210,3 +219,53 @@ def test_nan_weights_are_refused(folder):
     save_sae(sae, folder)
     with pytest.raises(FormatError, match="W_enc holds NaN"):
         load_sae(folder)
+
+
+@pytest.mark.parametrize("length", [0, 8, 100, 50_000, 400_000])
+def test_a_file_that_shrinks_behind_its_header_is_refused(length, tmp_path, monkeypatch):
+    """The header was checked against the size; then the file is cut. Nothing is mapped, so nothing ends the process."""
+    path = tmp_path / "weights.safetensors"
+    good = save({"a": torch.zeros(100_000)})  # more than Python reads ahead
+    real = safetensors_file._check_layout
+
+    def cut(*arguments):
+        real(*arguments)
+        os.truncate(path, length)
+
+    monkeypatch.setattr(safetensors_file, "_check_layout", cut)
+    path.write_bytes(good)
+    with pytest.raises(UnsafeFileError, match="ends before its 400000 bytes of data"):
+        read_tensors(path)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_does_not_block(tmp_path, monkeypatch):
+    """Between the look at the name and the opening."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(GOOD)
+    real = safetensors_file._refuse_irregular
+
+    def exchange(name, found):
+        real(name, found)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        monkeypatch.setattr(safetensors_file, "_refuse_irregular", real)
+
+    monkeypatch.setattr(safetensors_file, "_refuse_irregular", exchange)
+    with pytest.raises(UnsafeFileError, match="regular file is wanted; got p"):
+        read_tensors(path)
+
+
+def test_a_hash_is_fed_every_byte(tmp_path):
+    (tmp_path / "good").write_bytes(GOOD)
+    read_file(tmp_path / "good", digest=(found := hashlib.sha256()))
+    assert found.digest() == hashlib.sha256(GOOD).digest()
+
+
+def test_files_and_json_beyond_their_caps_are_refused_unread(tmp_path):
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # a hole: it takes no room
+    with at_once(), pytest.raises(UnsafeFileError, match="more than the cap"):
+        read_tensors(tmp_path / "huge")
+    (tmp_path / "long.json").write_bytes(b'{"a": "' + b"x" * (2 << 20) + b'"}')
+    with at_once(), pytest.raises(UnsafeFileError, match="more JSON than the cap"):
+        read_json(tmp_path / "long.json")
