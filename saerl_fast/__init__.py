@@ -23,7 +23,9 @@ _HOME = {
     "SparseFeatures": "saerl_fast.features",
     "SAE": "saerl_fast.sae",
     "load_sae": "saerl_fast.formats",
+    "save_sae": "saerl_fast.formats",
     "load_features": "saerl_fast.extract.store",
+    "read_shards": "saerl_fast.extract.store",
     "StreamingKMeans": "saerl_fast.signals",
     "DifficultyProxy": "saerl_fast.signals",
     "FeatureProjection": "saerl_fast.signals",
@@ -51,6 +53,8 @@ __all__ = [
     "load_sae",
     "make_plan",
     "ops",
+    "read_shards",
+    "save_sae",
     "train_sae",
 ]
 
@@ -58,10 +62,10 @@ if TYPE_CHECKING:
     from saerl_fast import errors, ops
     from saerl_fast.accelerated import accelerate
     from saerl_fast.curriculum import BatchPlan, make_plan
-    from saerl_fast.extract.store import load_features
+    from saerl_fast.extract.store import load_features, read_shards
     from saerl_fast.features import SparseFeatures
     from saerl_fast.featurizer import featurize
-    from saerl_fast.formats import load_sae
+    from saerl_fast.formats import load_sae, save_sae
     from saerl_fast.sae import SAE
     from saerl_fast.sae_trainer import train_sae
     from saerl_fast.signals import DifficultyProxy, FeatureProjection, QualityProbe, StreamingKMeans

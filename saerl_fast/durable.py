@@ -147,8 +147,10 @@ def _write(path: Path, content: bytes, commit: Callable[[Path, Path], None]) -> 
             commit(temporary, path)
             _discard(temporary)
             sync_folder(path.parent)
-    finally:
-        _discard(temporary)
+    except BaseException:
+        with suppress(OSError):  # where nothing can be written nothing can be taken away; the first error is told
+            _discard(temporary)
+        raise
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -243,12 +245,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with _naming(path):
+    with _naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -359,7 +361,7 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         f"{key}: folder {found.get(key)!r:.200}, this run {wanted.get(key)!r:.200}" for key in keys if key not in hashed
     ]
     return plain + [
-        f"{key}: other content (SHA-256 {found[key][:12]}..., this run {wanted[key][:12]}...)" for key in hashed
+        f"{key}: folder has other content (SHA-256 {found[key][:12]}..., this run {wanted[key][:12]}...)" for key in hashed
     ]
 
 

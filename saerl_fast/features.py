@@ -22,6 +22,8 @@ FORMAT_VERSION = 1
 MOST_FEATURES = 2**31
 """What int32 indices can name."""
 STATUSES = ("ok", "empty", "truncated", "invalid", "nonfinite", "windowed")
+USABLE = ("ok", "truncated", "windowed")
+"""Statuses of rows that hold features."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class SparseFeatures:
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Which rows hold features: status ok, truncated or windowed; bool [S]."""
-        return np.array([status in ("ok", "truncated", "windowed") for status in self.status], dtype=bool)
+        return np.array([status in USABLE for status in self.status], dtype=bool)
 
     def status_counts(self) -> dict[str, int]:
         """How many rows have each status, those that occur."""

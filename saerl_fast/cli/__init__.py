@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Sequence
 
@@ -58,9 +59,19 @@ def _module_of(command: str) -> str:
     return f"saerl_fast.cli.{command.replace('-', '_')}"
 
 
+def _join_shares(words: list[str]) -> list[str]:
+    """The same with --shard and its value in one word: argparse takes -1/3 for an option, and says nothing about it."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--shard" and re.fullmatch(r"-\d+/.*", word):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return joined
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 for a failed check, 2 for an error that the message explains."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = _join_shares(list(sys.argv[1:] if argv is None else argv))
     parser, commands = build_parser()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets"):

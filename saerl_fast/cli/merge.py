@@ -9,7 +9,9 @@ SUMMARY = "join the shares of several workers"
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the feature folder to be made whole")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="folders of shares (default: DIR/part-i-of-n)")
+    parser.add_argument(
+        "parts", nargs="*", default=[], metavar="PART", help="folders of shares (default: DIR/part-i-of-n)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

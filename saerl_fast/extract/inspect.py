@@ -46,7 +46,8 @@ def verify_store(folder: Path) -> Iterator[Finding]:
     if not (folder / MANIFEST).exists():
         Job.load(folder)
     try:
-        job, part = Job.load(folder), read_part(folder)
+        job = Job.load(folder)
+        part = read_part(folder)
     except VersionError:
         raise
     except SaerlError as error:

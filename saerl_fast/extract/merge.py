@@ -37,7 +37,8 @@ def merge_parts(out: str | os.PathLike[str], parts: Sequence[str | os.PathLike[s
     root = Path(out)
     folders = part_folders(root) if parts is None else [Path(part) for part in parts]
     if not folders:
-        raise InputError(f"{root}: no share (part-i-of-n) inside; name the folders to be joined")
+        there = "no share (part-i-of-n) is inside" if root.is_dir() else "there is no such folder"
+        raise InputError(f"{root}: {there}; name the folder that was --out of the workers, or after it each share")
     job = Job.load(folders[0])
     for folder in folders:
         job.refuse_another(folder, Job.load(folder))

@@ -22,7 +22,7 @@ from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import ShardRows, featurize_shard
 from saerl_fast.extract.store import DONE, Batches, StoreWriter, read_shard
 from saerl_fast.extract.tokens import Text
-from saerl_fast.features import SparseFeatures
+from saerl_fast.features import USABLE, SparseFeatures
 from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
@@ -158,5 +158,11 @@ def compute_features(task: Task, *, each_shard: EachShard | None = None, progres
 def report(status: Counter[str]) -> None:
     """One line of log where rows are not as they should be."""
     odd = [f"{count} {name}" for name, count in status.items() if name != "ok" and count]
-    if odd:
+    if odd and not any(status[name] for name in USABLE):
+        logger.warning(
+            "featurize: none of %d texts has features (%s): is this the right column, and are the limits wide enough?",
+            status.total(),
+            ", ".join(odd),
+        )
+    elif odd:
         logger.warning("featurize: of %d texts %s", status.total(), ", ".join(odd))

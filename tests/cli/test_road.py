@@ -241,7 +241,7 @@ def test_changed_labels_are_another_job(world, tmp_path, capsys):
     assert main(words) == 0
     data.write_text('{"problem": "find ten", "level": 2}\n')
     assert main(words) == 2
-    assert "columns: folder" in capsys.readouterr().err
+    assert "columns: folder has other content" in capsys.readouterr().err
 
 
 def test_a_plan_without_ids_tells_its_dataset_by_content(world, tmp_path):

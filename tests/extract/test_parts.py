@@ -89,7 +89,7 @@ def test_shares_of_other_jobs_and_other_bytes_are_refused(tmp_path):
         store.write(0, rows(0, 10, seed=5), [])
     with pytest.raises(CorruptStoreError, match="the same shard with other bytes"):
         merge_parts(tmp_path)
-    with pytest.raises(InputError, match="no share"):
+    with pytest.raises(InputError, match="there is no such folder"):
         merge_parts(tmp_path / "absent")
 
 

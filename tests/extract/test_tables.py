@@ -1,6 +1,8 @@
 """A folder as parquet and as a dataset, and back to the same arrays, a shard at a time."""
 
 import hashlib
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 
 from saerl_fast.cli import main
-from saerl_fast.errors import FormatError, InputError
+from saerl_fast.errors import FormatError, InputError, PlaceError
+from saerl_fast.extract import tables
 from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.store import StoreWriter, load_features
 from saerl_fast.extract.tables import export_parquet, from_dataset, read_parquet
@@ -130,3 +133,48 @@ def test_a_name_of_another_format_is_refused(folder, tmp_path, capsys, name):
 def test_a_folder_that_is_not_there_is_named(folder, tmp_path, capsys, name):
     assert main(["export", str(folder), "--out", str(tmp_path / name)]) == 2
     assert f"{tmp_path / 'nowhere'} is no folder; make it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["save_to_disk", "commit_folder"])
+def test_a_dataset_is_there_whole_or_not_at_all(folder, tmp_path, when):
+    """kill -9 while the table is written, and before it gets its name."""
+    datasets = pytest.importorskip("datasets")
+    child = os.fork()
+    if not child:
+        real = datasets.Dataset.save_to_disk
+
+        def half(self, path):
+            real(self.select(range(10)), path)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying(*_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            if when == "save_to_disk":
+                datasets.Dataset.save_to_disk = half
+            else:
+                tables.commit_folder = dying
+            tables.export_dataset(folder, tmp_path / "rows")
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["f"]
+    assert tables.export_dataset(folder, tmp_path / "rows") == 25
+    assert len(datasets.load_from_disk(str(tmp_path / "rows"))) == 25
+
+
+def test_a_dataset_takes_no_place_that_was_taken_meanwhile(folder, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    real = datasets.Dataset.save_to_disk
+
+    def meanwhile(self, path):
+        real(self, path)
+        (tmp_path / "rows").mkdir()
+        (tmp_path / "rows" / "mine").touch()
+
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", meanwhile)
+    with pytest.raises(PlaceError, match="is there already"):
+        tables.export_dataset(folder, tmp_path / "rows")
+    assert [p.name for p in (tmp_path / "rows").iterdir()] == ["mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f", "rows"]

@@ -62,7 +62,7 @@ def test_its_place_is_taken_and_said_so(tmp_path, finished, caplog):
     go_on(tmp_path, JOB, columns=LINES)
     assert content(tmp_path) == finished[0]
     assert not (tmp_path / SANITY).exists()
-    assert "takes its place (pool_over: folder 'completion', this run None; columns: other content" in caplog.text
+    assert "takes its place (pool_over: folder 'completion', this run None; columns: folder has other content" in caplog.text
 
 
 def test_a_share_of_it_too(tmp_path, finished):
@@ -121,7 +121,7 @@ def test_a_kill_at_any_call_of_it(tmp_path, finished):
         calls += 1 if calls < 30 else 5  # the folder is ours by then
     assert content(folder) == finished[0]
     assert 40 < calls < 300
-    assert 5 < mixed < 20
+    assert 2 < mixed < calls / 5
 
 
 def _either_goes_on(folder, finished):
