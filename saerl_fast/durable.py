@@ -361,7 +361,8 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         f"{key}: folder {found.get(key)!r:.200}, this run {wanted.get(key)!r:.200}" for key in keys if key not in hashed
     ]
     return plain + [
-        f"{key}: folder has other content (SHA-256 {found[key][:12]}..., this run {wanted[key][:12]}...)" for key in hashed
+        f"{key}: folder has other content (SHA-256 {found[key][:9]}..., this run {wanted[key][:9]}...)"
+        for key in hashed
     ]
 
 

@@ -10,8 +10,18 @@ from tests import tiny
 
 TEXTS = tiny.texts(16)
 LINES = {
-    "more": (16, {}, ["rows: folder 12, this run 16", "texts: folder has other content", "ids: folder has other content"], "4 were added"),
-    "fewer": (9, {}, ["rows: folder 12, this run 9", "texts: folder has other content", "ids: folder has other content"], None),
+    "more": (
+        16,
+        {},
+        ["rows: folder 12, this run 16", "texts: folder has other content", "ids: folder has other content"],
+        "4 were added",
+    ),
+    "fewer": (
+        9,
+        {},
+        ["rows: folder 12, this run 9", "texts: folder has other content", "ids: folder has other content"],
+        None,
+    ),
     "settings": (12, {"pool": "max", "skip_first": 1}, ["pool: folder 'mean'", "skip_first: folder 0"], None),
     "both": (13, {"max_length": 9}, ["rows: ", "max_tokens: ", "texts: ", "ids: "], "1 were added"),
 }

@@ -62,7 +62,10 @@ def test_its_place_is_taken_and_said_so(tmp_path, finished, caplog):
     go_on(tmp_path, JOB, columns=LINES)
     assert content(tmp_path) == finished[0]
     assert not (tmp_path / SANITY).exists()
-    assert "takes its place (pool_over: folder 'completion', this run None; columns: folder has other content" in caplog.text
+    assert (
+        "takes its place (pool_over: folder 'completion', this run None; columns: folder has other content"
+        in caplog.text
+    )
 
 
 def test_a_share_of_it_too(tmp_path, finished):
