@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saerl_fast.errors import InputError
+from saerl_fast.errors import CapacityError, InputError
 
 OUTSIDE = -1
 """In SpacedRows.counts: the row could not be made, because an index lay outside of the latents."""
+OVERFLOWED = -2
+"""In SpacedRows.counts: there was not room enough for the row, or for one that it was to be made from."""
 
 
 class TopKCodes(NamedTuple):
@@ -43,9 +45,9 @@ class SpacedRows(NamedTuple):
     """
 
     starts: Tensor
-    """[N + 1] int64, never falls; starts[N] is the number of places"""
+    """[N + 1] int64, never falls; starts[N] is at most the number of places"""
     counts: Tensor
-    """[N] int64; OUTSIDE where an index lay outside of the latents"""
+    """[N] int64; OUTSIDE where an index lay outside of the latents, OVERFLOWED where there was not room enough"""
     indices: Tensor
     """[places] int32, ascending and distinct within a row"""
     values: Tensor
@@ -67,19 +69,33 @@ class SpacedRows(NamedTuple):
         counts, indices, values = (torch.cat([part[field] for part in parts]) for field in (1, 2, 3))
         return SpacedRows(torch.cat(starts), counts, indices, values)
 
+    def worst_between(self, firsts: Tensor, lasts: Tensor) -> Tensor:
+        """The mark of what is made of the rows firsts[s] : lasts[s]: OVERFLOWED, OUTSIDE or 0. Waits for nothing."""
+        found = torch.zeros_like(firsts)
+        for mark in (OUTSIDE, OVERFLOWED):
+            before = functional.pad((self.counts == mark).cumsum(0), (1, 0))
+            found.masked_fill_(before[lasts] > before[firsts], mark)
+        return found
+
     def to_csr(self) -> CsrRows:
         """The rows without the room between them. Waits for the device, once.
 
-        Raises InputError where an index lay outside of the latents.
+        Raises InputError where an index lay outside of the latents, CapacityError where a row did not find room.
         """
         counts = self.counts.clamp(min=0)
         indptr = functional.pad(counts.cumsum(0), (1, 0))
-        entries, outside = torch.stack([indptr[-1], (self.counts < 0).sum()]).tolist()
+        marked = [(self.counts == mark).sum() for mark in (OUTSIDE, OVERFLOWED)]
+        entries, outside, overflowed = torch.stack([indptr[-1], *marked]).tolist()
         if outside:
-            first = int((self.counts < 0).nonzero()[0])
+            first = int((self.counts == OUTSIDE).nonzero()[0])
             raise InputError(
                 f"SpacedRows: indices must lie among the latents; {outside} of {len(counts)} rows were to be made from "
                 f"others (first: row {first})"
+            )
+        if overflowed:
+            raise CapacityError(
+                f"SpacedRows: {overflowed} of {len(counts)} rows did not find room; make them again with more "
+                "(entries_per_row), or by the operation that waits for the number of entries"
             )
         if entries == len(self.indices):
             return CsrRows(indptr, self.indices, self.values)

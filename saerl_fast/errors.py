@@ -33,6 +33,10 @@ class DeviceMemoryError(SaerlError, RuntimeError):
     """A single text does not fit into the memory of the device; the message gives sizes and what to change."""
 
 
+class CapacityError(SaerlError, RuntimeError):
+    """Sparse rows did not fit the room they were given without waiting for the device; the message says how many."""
+
+
 class MissingDependency(SaerlError, ImportError):
     """An optional package is needed for this call; the message says how to install it."""
 

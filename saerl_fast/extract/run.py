@@ -19,7 +19,7 @@ from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
-from saerl_fast.extract.shard import ShardRows, featurize_shard
+from saerl_fast.extract.shard import Room, ShardRows, featurize_shard
 from saerl_fast.extract.store import DONE, Batches, StoreWriter, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import USABLE, SparseFeatures
@@ -41,12 +41,13 @@ class Task:
     reader: Reader
     sae: SAE
     settings: Settings
+    room: Room = field(default_factory=Room)
 
     def compute(self, shard: int, advance: Callable[[int], Any], recorded: Batches | None = None) -> ShardRows:
         """The rows of one shard. recorded: batches of an earlier run that ran out of memory."""
         span = self.job.span(shard)
         texts, ids = [self.texts[row] for row in span], [self.ids[row] for row in span]
-        return featurize_shard(texts, ids, self.reader, self.sae, self.settings, self.job, advance, recorded)
+        return featurize_shard(texts, ids, self.reader, self.sae, self.settings, self.job, advance, recorded, self.room)
 
     def report_sanity(self, folder: Path | None) -> None:
         """Whether the SAE fits, by the texts of the first shard; kept in a folder."""

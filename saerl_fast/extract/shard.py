@@ -1,13 +1,14 @@
 """One shard from texts to sparse rows: tokens, batches of like length, forward up to the hook, encode, pool.
 
 No dense [tokens, d_sae] array is made, activations never leave the device, and the device is waited for
-once, when the pooled rows of the whole shard are fetched.
+once, when the pooled rows of the whole shard are fetched. Where an SAE keeps any number of features, each batch has
+room for a usual number of them; one that needed more is known by then, and runs again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saerl_fast import ops
-from saerl_fast.errors import NonFiniteError
+from saerl_fast.codes import OVERFLOWED
+from saerl_fast.errors import CapacityError, DeviceMemoryError, NonFiniteError
 from saerl_fast.extract.backoff import cut_as_recorded, run_halving
 from saerl_fast.extract.batching import Batch, one_ahead, upload
 from saerl_fast.extract.capture import Capture
@@ -43,6 +45,17 @@ class _Gathered:
     batches: list[tuple[int, int]] = field(default_factory=list)
 
 
+@dataclass
+class Room:
+    """How many features a token is given room for, on the average of a batch; never less than any batch has needed."""
+
+    entries_per_row: int = ops.ENTRIES_PER_ROW
+
+
+HostRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
+"""indptr, indices, values"""
+
+
 class ShardRows(NamedTuple):
     """The rows of a shard in the order of its texts, the batches that were run, and whether memory chose them."""
 
@@ -60,14 +73,16 @@ def featurize_shard(
     job: Job,
     advance: Any,
     recorded: Batches | None = None,
+    room: Room | None = None,
 ) -> ShardRows:
     """One shard from texts to rows in their own order; the device is waited for once, at the end.
 
-    recorded: the batches of an earlier run that was split for want of memory, to be taken again.
+    recorded: the batches of an earlier run that was split for want of memory, to be taken again. room: what the codes
+    of a token may take; the shards of a run share it.
     """
     tokens, owner = read_tokens(texts, reader, settings)
     heads = np.diff(owner, prepend=-1)
-    gathered = _Gathered()
+    gathered, room = _Gathered(), room or Room()
     advance(sum(len(text) == 0 for text in tokens))
     lengths = [len(text) for text in tokens]
     groups = settings.layout.group(lengths, settings.tokens_per_batch)
@@ -75,19 +90,21 @@ def featurize_shard(
         groups = cut_as_recorded(groups, recorded)
     with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
 
+        def collate(rows: NDArray[np.int64]) -> Batch:
+            chosen = [tokens[row] for row in rows]
+            return settings.layout.collate(chosen, reader.pad_id, settings.padding_side, reader.device)
+
         def run(left: list[NDArray[np.int64]]) -> None:
-            collated = (
-                settings.layout.collate(
-                    [tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device
-                )
-                for rows in left
-            )
-            for rows, batch in zip(left, one_ahead(collated), strict=True):
-                _featurize_batch(rows, batch, capture, sae, settings, gathered)
+            for rows, batch in zip(left, one_ahead(map(collate, left)), strict=True):
+                _featurize_batch(rows, batch, capture, sae, settings, room, gathered)
                 advance(int(heads[rows].sum()))
 
+        def again(rows: NDArray[np.int64]) -> ops.SpacedRows:
+            return _with_room(collate(rows), capture, sae, settings, room)
+
         split = run_halving(groups, lengths, settings.layout.group, run, lambda: len(gathered.batches))
-    features = _assemble(tokens, [ids[row] for row in owner], gathered, sae, settings, job)
+        pooled = _fetch(gathered, again)
+    features = _assemble(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
     if len(owner) > len(texts):
         features = merge_windows(features, owner, ids, settings.pool)
     return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None)
@@ -125,12 +142,12 @@ def _featurize_batch(
     capture: Capture,
     sae: SAE,
     settings: Settings,
+    room: Room,
     gathered: _Gathered,
 ) -> None:
     """Forward, encode, pool: device work only."""
-    hidden = capture(batch)
-    flat = hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
-    codes = sae.encode(flat, row_index=batch.kept)
+    flat = _flat(capture(batch), sae)
+    codes = sae.encode_spaced(flat, batch.kept, room.entries_per_row)
     pooled = ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool)
     if settings.keep_hidden:
         kept, lengths = flat.index_select(0, batch.kept).float(), upload(batch.offsets.diff(), flat.device)
@@ -142,10 +159,33 @@ def _featurize_batch(
     gathered.batches.append((len(rows), batch.input_ids.shape[1]))
 
 
+def _flat(hidden: Tensor, sae: SAE) -> Tensor:
+    """One row per token."""
+    return hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
+
+
+def _with_room(batch: Batch, capture: Capture, sae: SAE, settings: Settings, room: Room) -> ops.SpacedRows:
+    """The pooled rows of a batch whose codes found no room: the same pass again, with more room until it is enough."""
+    try:
+        flat = _flat(capture(batch), sae)
+        while True:
+            codes = sae.encode_spaced(flat, batch.kept, room.entries_per_row)
+            pooled = ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool)
+            if not bool((pooled.counts == OVERFLOWED).any()):
+                return pooled
+            room.entries_per_row *= 2
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the features of a batch of {len(batch.kept)} tokens take more memory than the device has. Lower "
+            f"tokens_per_batch. torch said: {error}"
+        ) from error
+
+
 def _assemble(
     tokens: Sequence[TokenizedText],
     ids: Sequence[str | int],
     gathered: _Gathered,
+    pooled: HostRows,
     sae: SAE,
     settings: Settings,
     job: Job,
@@ -153,7 +193,7 @@ def _assemble(
     """Rows of all batches on the host, put back into the order of the texts; untouched rows are empty."""
     silent = np.array([row for row, text in enumerate(tokens) if len(text) == 0], dtype=np.int64)
     order = np.concatenate([*gathered.rows, silent]).astype(np.int64)
-    indptr, indices, values = _fetch(gathered.pooled)
+    indptr, indices, values = pooled
     hidden = None
     if settings.keep_hidden:
         empty = np.zeros((len(silent), sae.d_in), np.float32)
@@ -172,11 +212,22 @@ def _assemble(
     return as_run[np.argsort(order, kind="stable")]
 
 
-def _fetch(pooled: Sequence[ops.SpacedRows]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """The pooled rows of all batches on the host: indptr, indices, values. Here the device is waited for."""
-    if not pooled:
+def _fetch(gathered: _Gathered, again: Callable[[NDArray[np.int64]], ops.SpacedRows]) -> HostRows:
+    """The pooled rows of all batches on the host. Here the device is waited for.
+
+    again: the rows of a batch whose codes found no room, made anew; nothing is cut.
+    """
+    if not gathered.pooled:
         return np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
-    rows = ops.SpacedRows.joined(pooled).to_csr()
+    try:
+        rows = ops.SpacedRows.joined(gathered.pooled).to_csr()
+    except CapacityError:
+        lacking = [n for n, pooled in enumerate(gathered.pooled) if bool((pooled.counts == OVERFLOWED).any())]
+        for n in lacking:
+            gathered.pooled[n] = again(gathered.rows[n])
+        logger.warning("%d of %d batches kept more features than there was room for, and ran twice; the next shards "
+                       "have more", len(lacking), len(gathered.pooled))  # fmt: skip
+        rows = ops.SpacedRows.joined(gathered.pooled).to_csr()
     return rows.indptr.cpu().numpy(), rows.indices.cpu().numpy(), rows.values.cpu().numpy()
 
 

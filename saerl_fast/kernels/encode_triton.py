@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native, triton_runtime
 from saerl_fast.kernels.folded_bias import folded_bias
 from saerl_fast.kernels.latent_groups import compiled_select, group_size_for
@@ -215,6 +217,23 @@ def threshold(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
     float64 but theta."""
+    return csr_capacity.collect(_threshold_work(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def threshold_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
+    """The same rows without a wait: `ops.threshold_encode_spaced`."""
+    return csr_capacity.spaced(_threshold_work(*encoder), entries_per_row)
+
+
+def _threshold_work(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor | float,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+) -> csr_capacity.Work:
     least = least_kept(theta, w_enc.shape[0], x.device)
     chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, COUNT_GROUP, theta=least)
 
@@ -230,4 +249,4 @@ def threshold(
                     scores.stride(0), chunks.n_groups, len(indices), GROUP=COUNT_GROUP, SPAN=32, num_warps=4,
                 )  # fmt: skip
 
-    return csr_capacity.collect(chunks.n_rows, chunks.n_latents, x.device, run)
+    return csr_capacity.Work(chunks.n_rows, chunks.n_latents, x.device, run)

@@ -11,9 +11,12 @@ Not timed yet: docs/measured.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native
 from saerl_fast.kernels.scores_cuda import ScoreChunks, queue_of
 from saerl_fast.kernels.threshold_cpu import not_above
@@ -33,6 +36,23 @@ def encode(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
     float64 but theta. A NaN in theta makes every row a NaN row."""
+    return csr_capacity.collect(_work(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def encode_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
+    """The same rows without a wait: `ops.threshold_encode_spaced`."""
+    return csr_capacity.spaced(_work(*encoder), entries_per_row)
+
+
+def _work(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor | float,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+) -> csr_capacity.Work:
     chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index)
     least = least_kept(theta, chunks.n_latents, x.device)
 
@@ -52,9 +72,12 @@ def encode(
                 native.address(values), *queue_of(scores),
             )  # fmt: skip
 
-    return csr_capacity.collect(chunks.n_rows, chunks.n_latents, x.device, run)
+    return csr_capacity.Work(chunks.n_rows, chunks.n_latents, x.device, run)
 
 
 def least_kept(theta: Tensor | float, n_latents: int, device: torch.device) -> Tensor:
     """[M] float32: a float32 score h has h > theta and h > 0 just when it is above this. NaN stays NaN."""
+    if not isinstance(theta, Tensor):
+        # a number is handed over with the launch; a copy of it from the host would be waited for
+        return torch.full((n_latents,), theta, dtype=torch.float64, device=device).clamp_(min=0).float()
     return not_above(theta).to(device).clamp(min=0).expand(n_latents).contiguous()

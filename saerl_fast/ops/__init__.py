@@ -4,13 +4,15 @@
 """
 
 from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
+from saerl_fast.kernels.csr_capacity import ENTRIES_PER_ROW
 from saerl_fast.kernels.int8_screening import ScreeningCounts, screening_counts
 from saerl_fast.ops.choice import backend
-from saerl_fast.ops.encode import threshold_encode, topk_encode
+from saerl_fast.ops.encode import threshold_encode, threshold_encode_spaced, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update
 from saerl_fast.ops.rows import decode, project, segment_pool, segment_pool_spaced
 
 __all__ = [
+    "ENTRIES_PER_ROW",
     "CsrRows",
     "ScreeningCounts",
     "SpacedRows",
@@ -24,5 +26,6 @@ __all__ = [
     "segment_pool",
     "segment_pool_spaced",
     "threshold_encode",
+    "threshold_encode_spaced",
     "topk_encode",
 ]

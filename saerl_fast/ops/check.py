@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saerl_fast.codes import CsrRows, TopKCodes
+from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.errors import DtypeError, InputError, ShapeError
 
 INDEX_LIMIT = 2**31 - 1
@@ -138,3 +138,15 @@ def sparse_shapes(op: str, name: str, codes: object) -> TopKCodes | CsrRows:
         others[f"{name}.indptr"] = codes.indptr
     same_device(op, f"{name}.indices", codes.indices.device, **others)
     return codes
+
+
+def spaced_shapes(op: str, name: str, rows: SpacedRows) -> None:
+    """Rows with room between them by their types and shapes alone: reads no data."""
+    tensor(op, f"{name}.starts", rows.starts, "[N + 1]", (torch.int64,))
+    tensor(op, f"{name}.counts", rows.counts, "[N]", (torch.int64,))
+    tensor(op, f"{name}.indices", rows.indices, "[places]", (torch.int32, torch.int64))
+    tensor(op, f"{name}.values", rows.values, "[places]")
+    length(op, f"{name}.starts", rows.starts, rows.counts.shape[0] + 1, f"to match {name}.counts")
+    length(op, f"{name}.values", rows.values, rows.indices.shape[0], f"to match {name}.indices")
+    others = {f"{name}.{field}": getattr(rows, field) for field in ("starts", "counts", "values")}
+    same_device(op, f"{name}.indices", rows.indices.device, **others)

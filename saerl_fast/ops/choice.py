@@ -56,6 +56,9 @@ class Implementation:
     marks_bad_rows: bool = False
     """A row made from an index that names nothing, or beside a NaN in theta, comes out marked (as NaN, or in its
     count), so that nothing need be read beforehand."""
+    spaced: Callable[..., Any] | None = None
+    """The same work into SpacedRows, with ``entries_per_row`` of room and without a wait; None where there
+    is no such form."""
 
 
 Table = Mapping[str, Mapping[str, Implementation]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saerl_fast.codes import CsrRows, TopKCodes
-from saerl_fast.errors import NonFiniteError, ShapeError
+from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
+from saerl_fast.errors import InputError, NonFiniteError, ShapeError
+from saerl_fast.kernels.csr_capacity import ENTRIES_PER_ROW
 from saerl_fast.ops import check
-from saerl_fast.ops.choice import Call, choose
+from saerl_fast.ops.choice import Call, Implementation, choose
 from saerl_fast.ops.library import check_row_index, topk_encode_op
 from saerl_fast.ops.table import TABLE
 
@@ -68,11 +69,55 @@ def threshold_encode(
     backends on a GPU give that for a row_index that names no row of x, and for all rows where theta holds a NaN, in
     place of an error; they wait for the device once, for the number of entries.
     """
-    _check_encoder("threshold_encode", x, w_enc, b_enc, b_dec, scale, row_index)
+    body = _threshold_body("threshold_encode", x, w_enc, b_enc, theta, b_dec, scale, row_index, backend)
+    return CsrRows(*body.run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+
+
+def threshold_encode_spaced(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor | float,
+    *,
+    b_dec: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_index: Tensor | None = None,
+    entries_per_row: int = ENTRIES_PER_ROW,
+    backend: str | None = None,
+) -> SpacedRows:
+    """`threshold_encode` without waiting for the device: room for ``entries_per_row`` entries a row on average.
+
+    -> SpacedRows of N rows. A row for which no room was left is marked OVERFLOWED in `counts`, as is what is pooled
+    from it, and `to_csr` raises CapacityError: `threshold_encode` makes such rows, or more room does. Backends that
+    know the number of entries anyhow (all on a CPU) mark none. Arguments and errors are those of `threshold_encode`.
+    """
+    if entries_per_row < 1:
+        raise InputError(f"threshold_encode_spaced: entries_per_row must be at least 1; got {entries_per_row}")
+    body = _threshold_body("threshold_encode_spaced", x, w_enc, b_enc, theta, b_dec, scale, row_index, backend)
+    encoder = (x, w_enc, b_enc, theta, b_dec, scale, row_index)
+    if body.spaced is None:
+        return SpacedRows.of(CsrRows(*body.run(*encoder)))
+    made: SpacedRows = body.spaced(*encoder, entries_per_row=entries_per_row)
+    return made
+
+
+def _threshold_body(
+    op: str,
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    theta: Tensor | float,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    backend: str | None,
+) -> Implementation:
+    """What runs the call, whose arguments are checked as far as that body wants it."""
+    _check_encoder(op, x, w_enc, b_enc, b_dec, scale, row_index)
     if isinstance(theta, Tensor):
-        check.tensor("threshold_encode", "theta", theta, "[M]")
-        check.length("threshold_encode", "theta", theta, w_enc.shape[0], "to match w_enc")
-        check.same_device("threshold_encode", "x", x.device, theta=theta)
+        check.tensor(op, "theta", theta, "[M]")
+        check.length(op, "theta", theta, w_enc.shape[0], "to match w_enc")
+        check.same_device(op, "x", x.device, theta=theta)
     call = Call(
         x.device.type,
         torch.float64 in (x.dtype, w_enc.dtype),
@@ -83,17 +128,17 @@ def threshold_encode(
     )
     body = TABLE["threshold_encode"][choose(TABLE, "threshold_encode", call, backend)]
     if not isinstance(theta, Tensor) or not body.marks_bad_rows:
-        _check_theta(theta)
+        _check_theta(op, theta)
     if not body.marks_bad_rows:
-        check_row_index("threshold_encode", row_index, x)
-    return CsrRows(*body.run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+        check_row_index(op, row_index, x)
+    return body
 
 
-def _check_theta(theta: Tensor | float) -> None:
+def _check_theta(op: str, theta: Tensor | float) -> None:
     """Reads the data: on a GPU this waits for the device."""
     unordered = bool(theta.isnan().any()) if isinstance(theta, Tensor) else theta != theta
     if unordered:
-        raise NonFiniteError("threshold_encode: theta must not be NaN: nothing compares with it; got NaN")
+        raise NonFiniteError(f"{op}: theta must not be NaN: nothing compares with it; got NaN")
 
 
 def _usual_least(theta: Tensor | float) -> float:

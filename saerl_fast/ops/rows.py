@@ -59,7 +59,7 @@ def project(csr: CsrRows, matrix: Tensor, *, backend: str | None = None) -> Tens
 
 
 def segment_pool(
-    codes: TopKCodes | CsrRows,
+    codes: TopKCodes | CsrRows | SpacedRows,
     offsets: Tensor,
     n_latents: int,
     mode: PoolMode = "mean",
@@ -78,9 +78,10 @@ def segment_pool(
     float32: the same input gives the same bits. NaN stays NaN. The indices of one token must be distinct.
 
     Raises ShapeError, DtypeError, InputError (offsets that fall or do not end at the number of tokens,
-    an index outside 0..n_latents-1, an unknown mode), BackendUnavailable.
+    an index outside 0..n_latents-1, an unknown mode), CapacityError (codes of which some did not find room),
+    BackendUnavailable.
     """
-    check.sparse_shapes("segment_pool", "codes", codes)
+    _check_codes("segment_pool", codes)
     check.tensor("segment_pool", "offsets", offsets, "[S + 1]", (torch.int64,))
     check.same_device("segment_pool", "codes", codes.indices.device, offsets=offsets)
     offsets = offsets.cpu()
@@ -90,7 +91,7 @@ def segment_pool(
 
 
 def segment_pool_spaced(
-    codes: TopKCodes | CsrRows,
+    codes: TopKCodes | CsrRows | SpacedRows,
     offsets: Tensor,
     n_latents: int,
     mode: PoolMode = "mean",
@@ -100,7 +101,8 @@ def segment_pool_spaced(
     """`segment_pool` without waiting for the device: the rows where the kernel left them, with room between them.
 
     offsets [S + 1] int64 *on the CPU*, where they are checked; codes on any device, and so is the result
-    -> SpacedRows of S rows; a row with an index outside 0..n_latents-1 is marked in `counts`, and `to_csr` raises
+    -> SpacedRows of S rows; a row with an index outside 0..n_latents-1, or of codes for which no room was left, is
+    marked in `counts`, and `to_csr` raises
 
     For many batches in a row: `SpacedRows.joined(parts).to_csr()` waits once for all of them. Raises as `segment_pool`
     does; on a CPU, and where only the reference runs, also for an index outside.
@@ -111,20 +113,33 @@ def segment_pool_spaced(
     return SpacedRows.of(pooled) if isinstance(pooled, CsrRows) else pooled
 
 
-def _check_pool(op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: str) -> None:
+def _check_codes(op: str, codes: TopKCodes | CsrRows | SpacedRows) -> None:
+    if isinstance(codes, SpacedRows):
+        check.spaced_shapes(op, "codes", codes)
+    else:
+        check.sparse_shapes(op, "codes", codes)
+
+
+def _check_pool(op: str, codes: TopKCodes | CsrRows | SpacedRows, offsets: Tensor, n_latents: int, mode: str) -> None:
     if isinstance(n_latents, bool) or not isinstance(n_latents, int):
         raise DtypeError(f"{op}: n_latents must be an int; got {type(n_latents).__name__}")
     if not 1 <= n_latents <= check.INDEX_LIMIT:
         raise InputError(f"{op}: n_latents must be from 1 to {check.INDEX_LIMIT}; got {n_latents}")
     check.choice(op, "mode", mode, POOL_MODES)
-    check.sparse_shapes(op, "codes", codes)
+    _check_codes(op, codes)
     check.tensor(op, "offsets", offsets, "[S + 1]", (torch.int64,))
-    n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else codes.indices.shape[0]
+    bounds = codes.starts[1:] if isinstance(codes, SpacedRows) else codes.indices
+    n_tokens = codes.indptr.shape[0] - 1 if isinstance(codes, CsrRows) else bounds.shape[0]
     check.offsets(op, "offsets", offsets, n_tokens, "the number of tokens")
 
 
 def _pool(
-    op: str, codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: PoolMode, backend: str | None
+    op: str,
+    codes: TopKCodes | CsrRows | SpacedRows,
+    offsets: Tensor,
+    n_latents: int,
+    mode: PoolMode,
+    backend: str | None,
 ) -> CsrRows | SpacedRows:
     """offsets on the CPU."""
     device = codes.indices.device
@@ -133,9 +148,22 @@ def _pool(
     body = TABLE["segment_pool"][name]
     if not body.marks_bad_rows:
         offsets = offsets.to(device)
+        if isinstance(codes, SpacedRows):
+            return _pool_compacted(op, codes, offsets, n_latents, mode, name)
         check.sparse_form(op, "codes", codes)
         # a pass over all indices takes a sixth of the time of the compiled pooling, which sees each of them anyhow
         if name != "cpu" or not pool_cpu.checks_indices(codes.indices, mode):
             check.in_range(op, "codes.indices", codes.indices, n_latents, "latents")
     pooled = body.run(codes, offsets, n_latents, mode)
     return pooled if isinstance(pooled, SpacedRows) else CsrRows(*pooled)
+
+
+def _pool_compacted(
+    op: str, codes: SpacedRows, offsets: Tensor, n_latents: int, mode: PoolMode, backend: str
+) -> SpacedRows:
+    """For a body that takes no room between the rows; what is marked among the codes marks what is pooled of it."""
+    csr = codes._replace(counts=codes.counts.clamp(min=0)).to_csr()
+    found = _pool(op, csr, offsets, n_latents, mode, backend)
+    pooled = SpacedRows.of(found) if isinstance(found, CsrRows) else found
+    marks = codes.worst_between(offsets[:-1], offsets[1:])
+    return pooled._replace(counts=torch.where(marks < 0, marks, pooled.counts))

@@ -83,8 +83,8 @@ def _cuda_topk_refuses(call: Call) -> str | None:
 def _triton(module: str, function: str) -> Callable[..., Any]:
     """A function of a module of kernels/ that is imported when it is first called: Triton may not be there."""
 
-    def run(*arguments: Any) -> Any:
-        return getattr(import_module(f"saerl_fast.kernels.{module}"), function)(*arguments)
+    def run(*arguments: Any, **named: Any) -> Any:
+        return getattr(import_module(f"saerl_fast.kernels.{module}"), function)(*arguments, **named)
 
     return run
 
@@ -117,8 +117,15 @@ TABLE: Table = {
         "reference": Implementation(reference.topk_encode, _never),
     },
     "threshold_encode": {
-        "cuda": Implementation(threshold_cuda.encode, _cuda_refuses, marks_bad_rows=True),
-        "triton": Implementation(_triton("encode_triton", "threshold"), _triton_refuses, marks_bad_rows=True),
+        "cuda": Implementation(
+            threshold_cuda.encode, _cuda_refuses, marks_bad_rows=True, spaced=threshold_cuda.encode_spaced
+        ),
+        "triton": Implementation(
+            _triton("encode_triton", "threshold"),
+            _triton_refuses,
+            marks_bad_rows=True,
+            spaced=_triton("encode_triton", "threshold_spaced"),
+        ),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.threshold_encode, _never),

@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, ShapeError
-from saerl_fast.ops import CsrRows, TopKCodes
+from saerl_fast.ops import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.sae.rules import encode_prepared
 
 Kind = Literal["topk", "abstopk", "jumprelu", "standard", "gated"]
@@ -119,7 +119,18 @@ class SAE:
         row_index int64 [N]: encode only these rows, without a copy of them where no input norm is asked.
         Returns TopKCodes (topk, abstopk) or CsrRows (jumprelu, standard, gated).
         """
-        return encode_prepared(self, self.prepare(x), row_index)
+        return cast("TopKCodes | CsrRows", encode_prepared(self, self.prepare(x), row_index))
+
+    def encode_spaced(
+        self, x: Tensor, row_index: Tensor | None = None, entries_per_row: int = ops.ENTRIES_PER_ROW
+    ) -> TopKCodes | SpacedRows:
+        """`encode` without waiting for the device, for `ops.segment_pool_spaced`.
+
+        Where a row keeps any number of features there is room for ``entries_per_row`` of them on average; rows for
+        which none was left are marked (`ops.threshold_encode_spaced`). A gated SAE leaves zeros among its entries.
+        """
+        codes = encode_prepared(self, self.prepare(x), row_index, entries_per_row)
+        return SpacedRows.of(codes) if isinstance(codes, CsrRows) else codes
 
     def decode(self, codes: TopKCodes | CsrRows) -> Tensor:
         """The reconstruction [N, D_out] in the (normalised) input space of the SAE.

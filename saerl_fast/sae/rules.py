@@ -13,14 +13,19 @@ from torch.nn import functional
 
 from saerl_fast import ops
 from saerl_fast.errors import InputError
-from saerl_fast.ops import CsrRows, TopKCodes
+from saerl_fast.ops import CsrRows, SpacedRows, TopKCodes
 
 if TYPE_CHECKING:
     from saerl_fast.sae.autoencoder import SAE
 
 
-def encode_prepared(sae: SAE, x: Tensor, row_index: Tensor | None) -> TopKCodes | CsrRows:
-    """Features of prepared rows x [R, D] (``SAE.prepare``); row_index int64 [N] picks rows."""
+def encode_prepared(
+    sae: SAE, x: Tensor, row_index: Tensor | None, entries_per_row: int | None = None
+) -> TopKCodes | CsrRows | SpacedRows:
+    """Features of prepared rows x [R, D] (``SAE.prepare``); row_index int64 [N] picks rows.
+
+    entries_per_row: room for rows of any number of entries, so that nothing waits for the device; None waits.
+    """
     bias = sae.b_dec if sae.apply_b_dec else None
     if sae.kind in ("topk", "abstopk"):
         if sae.k is None:  # pragma: no cover - refused at construction
@@ -29,9 +34,25 @@ def encode_prepared(sae: SAE, x: Tensor, row_index: Tensor | None) -> TopKCodes 
             return _absolute_topk(sae, sae.k, x, bias, row_index)
         return ops.topk_encode(x, sae.w_enc, sae.b_enc, sae.k, b_dec=bias, scale=sae.latent_scale, row_index=row_index)
     if sae.kind == "gated":
-        return _gated(sae, x, bias, row_index)
+        return _gated(sae, x, bias, row_index, entries_per_row)
     theta: Tensor | float = sae.threshold if sae.threshold is not None else 0.0
-    return ops.threshold_encode(x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=sae.latent_scale, row_index=row_index)
+    return _above(sae, x, theta, bias, sae.latent_scale, row_index, entries_per_row)
+
+
+def _above(
+    sae: SAE,
+    x: Tensor,
+    theta: Tensor | float,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    entries_per_row: int | None,
+) -> CsrRows | SpacedRows:
+    if entries_per_row is None:
+        return ops.threshold_encode(x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index)
+    return ops.threshold_encode_spaced(
+        x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index, entries_per_row=entries_per_row
+    )
 
 
 def _absolute_topk(sae: SAE, k: int, x: Tensor, bias: Tensor | None, row_index: Tensor | None) -> TopKCodes:
@@ -59,19 +80,25 @@ def _absolute_topk(sae: SAE, k: int, x: Tensor, bias: Tensor | None, row_index: 
     )
 
 
-def _gated(sae: SAE, x: Tensor, bias: Tensor | None, row_index: Tensor | None) -> CsrRows:
+def _gated(
+    sae: SAE, x: Tensor, bias: Tensor | None, row_index: Tensor | None, entries_per_row: int | None
+) -> CsrRows | SpacedRows:
     """Latents whose gate g = x' w^T + b_enc is positive, with max(exp(r_mag) (g - b_enc) + b_mag, 0) as value.
 
     g - b_enc is x' w^T but for one rounding of size 2^-24 max(|g|, |b_enc|), which is within the rounding of the
-    product itself: the magnitudes need no second product.
+    product itself: the magnitudes need no second product. Where nothing is to be waited for, a latent without magnitude
+    stays as an entry of 0.
     """
     if sae.r_mag is None or sae.b_mag is None:  # pragma: no cover - refused at construction
         raise InputError("a gated SAE needs r_mag and b_mag")
-    gate = ops.threshold_encode(x, sae.w_enc, sae.b_enc, 0.0, b_dec=bias, row_index=row_index)
-    latent = gate.indices.long()
+    gate = _above(sae, x, 0.0, bias, None, row_index, entries_per_row)
+    # behind the entries of spaced rows the places hold anything
+    latent = gate.indices.long().clamp(0, sae.d_sae - 1)
     product = gate.values - sae.b_enc.float()[latent]
     magnitude = sae.r_mag.float().exp()[latent] * product + sae.b_mag.float()[latent]
     # a NaN marks its row and stays
     kept = ~(magnitude <= 0)
+    if isinstance(gate, SpacedRows):
+        return gate._replace(values=torch.where(kept, magnitude, 0.0))
     before = functional.pad(kept.cumsum(0), (1, 0))
     return CsrRows(before[gate.indptr], gate.indices[kept], magnitude[kept])

@@ -65,20 +65,23 @@ def guard_batches(monkeypatch):
         with no_host_reads(monkeypatch):
             _featurize_batch(*args)
 
-    def free(operation):
-        def call(*args, **kwargs):
-            with pytest.MonkeyPatch.context() as patched:
-                for name, method in ORIGINAL.items():
-                    patched.setattr(torch.Tensor, name, method)
-                with torch.utils._python_dispatch._disable_current_modes():
-                    return operation(*args, **kwargs)
-
-        return call
-
     monkeypatch.setattr(shard, "_featurize_batch", guarded)
     for name in ("topk_encode", "segment_pool_spaced"):
         monkeypatch.setattr(ops, name, free(getattr(ops, name)))
     return batches
+
+
+def free(operation):
+    """The operation, with what the guard forbids."""
+
+    def call(*args, **kwargs):
+        with pytest.MonkeyPatch.context() as patched:
+            for name, method in ORIGINAL.items():
+                patched.setattr(torch.Tensor, name, method)
+            with torch.utils._python_dispatch._disable_current_modes():
+                return operation(*args, **kwargs)
+
+    return call
 
 
 ORIGINAL = {name: getattr(torch.Tensor, name) for name in READING_METHODS}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from saerl_fast.kernels import native, scores_cuda, threshold_cuda, topk_cuda
+from saerl_fast.kernels import native, pool_cuda, scores_cuda, threshold_cuda, topk_cuda
 from tests.kernels import emulated
 
 
@@ -33,6 +33,7 @@ def libraries(folder):
         "threshold_count": threshold,
         "threshold_write": threshold,
         "gather_rows": gather,
+        "segment_pool": emulated.compiled("segment_pool", folder),
     }
 
 
@@ -43,7 +44,7 @@ def use(monkeypatch, by_name):
         setattr(module, f"{name}_cuda", _called(library, name))
     monkeypatch.setattr(native, "module", lambda: module)
     monkeypatch.setattr(scores_cuda, "half_product", _half_product)
-    for user in (scores_cuda, threshold_cuda, topk_cuda):
+    for user in (pool_cuda, scores_cuda, threshold_cuda, topk_cuda):
         monkeypatch.setattr(user, "queue_of", lambda _: (0, 0))
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.codes import OUTSIDE
+from saerl_fast.codes import OUTSIDE, OVERFLOWED
 from saerl_fast.errors import InputError
 from saerl_fast.kernels import kmeans_cuda, native, pool_cuda, scores_cuda
 from saerl_fast.ops import CsrRows, TopKCodes
 from tests.kernels import emulated
 from tests.op_table import OPERATIONS, csr_rows, dense, grid, topk_codes
+from tests.ops.test_spaced_rows import spread
 
 MODES = ("sum", "mean", "max", "last", "count")
 OFFSETS = torch.tensor([0, 0, 1, 12, 13, 13, 30])
@@ -83,6 +84,30 @@ def test_bits_are_those_of_the_reference(device, form, mode):
         codes = random_codes(form, n_latents)
         wanted = ops.segment_pool(codes, OFFSETS, n_latents, mode, backend="reference")
         assert_same(pooled(codes, OFFSETS, n_latents, mode, device), wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n_latents", [1, 33, 700])
+def test_tokens_with_room_between_them(device, mode, n_latents):
+    codes = random_codes("csr", n_latents)
+    wanted = ops.segment_pool(codes, OFFSETS, n_latents, mode, backend="reference")
+    for room in (0, 3, 2000):
+        assert_same(pooled(spread(codes, room), OFFSETS, n_latents, mode, device), wanted)
+    # of places there are no more than all segments can need
+    spaced = pool_cuda.segment_pool(moved(spread(codes, 2000), device), OFFSETS, n_latents, mode)
+    assert len(spaced.indices) == 6 * n_latents
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_without_room_mark_their_segments_alone(device, mode):
+    codes = spread(random_codes("csr", 300), 2)
+    codes.counts[12], codes.counts[29] = OUTSIDE, OVERFLOWED
+    got = pool_cuda.segment_pool(moved(codes, device), OFFSETS, 300, mode).counts.cpu()
+    assert got[[3, 5]].tolist() == [OUTSIDE, OVERFLOWED]
+    assert (got[[0, 1, 2, 4]] >= 0).all()
+    assert got[[0, 4]].tolist() == [0, 0]
+    wanted = ops.segment_pool(random_codes("csr", 300), OFFSETS, 300, mode, backend="reference")
+    assert got[2] == wanted.indptr.diff()[2]
 
 
 @pytest.mark.parametrize("mode", MODES)

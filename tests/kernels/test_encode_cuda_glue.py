@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from saerl_fast.codes import OVERFLOWED
+from saerl_fast.errors import CapacityError
 from saerl_fast.kernels import csr_capacity, native, scores_cuda, threshold_cuda, topk_cuda
 from saerl_fast.ops import reference
 from tests.kernels import emulated, emulated_device
@@ -69,14 +71,48 @@ def test_what_outgrows_the_guess_is_done_again(monkeypatch):
     assert len(wanted.values) > 9 * 20
     monkeypatch.setattr(csr_capacity, "ENTRIES_PER_ROW", 20)
     runs = []
-    collect = csr_capacity.collect
-
-    def counted(n_rows, n_latents, device, run):
-        return collect(n_rows, n_latents, device, lambda *place: (runs.append(len(place[1])), run(*place)))
-
-    monkeypatch.setattr(csr_capacity, "collect", counted)
+    into = csr_capacity.Work.into
+    monkeypatch.setattr(csr_capacity.Work, "into", lambda work, places: runs.append(places) or into(work, places))
     assert_same(threshold_cuda.encode(**arguments), wanted)
     assert runs == [180, len(wanted.values)]
+
+
+@pytest.mark.parametrize("sample", samples("threshold_encode"))
+def test_rows_with_room_enough_are_the_reference(sample):
+    arguments = sample.make()
+    encoder = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
+    n_latents = arguments["w_enc"].shape[0]
+    spaced = threshold_cuda.encode_spaced(*encoder, entries_per_row=n_latents)
+    assert_same(spaced.to_csr(), threshold_cuda.encode(*encoder))
+    assert len(spaced.indices) == len(spaced.counts) * n_latents
+
+
+def test_rows_behind_the_last_place_are_marked_and_the_others_are_right():
+    arguments = encoder(9, 16, 100, theta=-1.0, b_dec=None, scale=None, row_index=None)
+    encoder_ = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
+    wanted = reference.threshold_encode(**arguments)
+    spaced = threshold_cuda.encode_spaced(*encoder_, entries_per_row=20)
+    places = 9 * 20
+    fitting = int((wanted.indptr[1:] <= places).sum())
+    assert 0 < fitting < 9
+    assert spaced.counts.tolist() == [*wanted.indptr.diff()[:fitting].tolist(), *[OVERFLOWED] * (9 - fitting)]
+    assert (spaced.starts.diff() >= 0).all()
+    assert spaced.starts[-1] == len(spaced.indices) == places
+    entries = int(wanted.indptr[fitting])
+    assert torch.equal(spaced.indices[:entries], wanted.indices[:entries])
+    assert torch.equal(spaced.values[:entries], wanted.values[:entries])
+    with pytest.raises(CapacityError, match=f"{9 - fitting} of 9 rows"):
+        spaced.to_csr()
+
+
+def test_room_to_the_last_place_is_enough():
+    arguments = encoder(3, 16, 100, theta=-1.0, b_dec=None, scale=None, row_index=torch.tensor([1, 1, 1, 1]))
+    encoder_ = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
+    wanted = reference.threshold_encode(**arguments)
+    each = int(wanted.indptr[1])
+    assert_same(threshold_cuda.encode_spaced(*encoder_, entries_per_row=each).to_csr(), wanted)
+    short = threshold_cuda.encode_spaced(*encoder_, entries_per_row=each - 1)
+    assert (short.counts == OVERFLOWED).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saerl_fast import ops
+from saerl_fast.codes import OVERFLOWED
 from saerl_fast.errors import BackendUnavailable
 from saerl_fast.kernels import csr_capacity, latent_groups, scores_cuda, triton_runtime
 from saerl_fast.ops import reference
@@ -134,6 +135,20 @@ def test_what_outgrows_the_guess_is_done_again(monkeypatch):
     assert len(wanted.values) > 9 * 20
     for one, other in zip(ops.threshold_encode(**arguments, backend="triton"), wanted, strict=True):
         assert torch.equal(one, other)
+
+
+def test_rows_without_a_wait_are_the_same_and_those_without_room_are_marked():
+    arguments = encoder(9, 16, 100, theta=-1.0)
+    wanted = ops.threshold_encode(**arguments, backend="reference")
+    enough = ops.threshold_encode_spaced(**arguments, backend="triton", entries_per_row=100)
+    for one, other in zip(enough.to_csr(), wanted, strict=True):
+        assert torch.equal(one, other)
+    scarce = ops.threshold_encode_spaced(**arguments, backend="triton", entries_per_row=20)
+    fits = wanted.indptr[1:] <= 9 * 20
+    assert 0 < fits.sum() < 9
+    assert torch.equal(scarce.counts, torch.where(fits, wanted.indptr.diff(), OVERFLOWED))
+    entries = int(wanted.indptr[fits.sum()])
+    assert torch.equal(scarce.values[:entries], wanted.values[:entries])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

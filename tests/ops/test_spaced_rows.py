@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from saerl_fast import ops
-from saerl_fast.codes import OUTSIDE
-from saerl_fast.errors import InputError
+from saerl_fast.codes import OUTSIDE, OVERFLOWED
+from saerl_fast.errors import CapacityError, InputError, SaerlError
 from saerl_fast.ops import SpacedRows, TopKCodes
 from tests.op_table import OPERATIONS, csr_rows, tensors, topk_codes
 
@@ -63,6 +63,57 @@ def test_spaced_pooling_gives_the_rows_of_segment_pool(sample):
     assert isinstance(got, SpacedRows)
     assert_same(got.to_csr(), ops.segment_pool(**given, backend="reference"))
     assert_same(tensors(given), tensors(sample.make()))
+
+
+@pytest.mark.parametrize("mode", ["mean", "max", "sum", "last", "count"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_pooling_takes_rows_with_room_between_them(backend, mode):
+    codes, offsets = csr_rows(30, 60, seed=3), torch.tensor([0, 0, 1, 12, 13, 13, 30])
+    wanted = ops.segment_pool(codes, offsets, 60, mode, backend="reference")
+    for room in (0, 5):
+        assert_same(ops.segment_pool(spread(codes, room), offsets, 60, mode, backend=backend), wanted)
+    marked = spread(codes, 5)
+    marked.counts[12], marked.counts[20] = OUTSIDE, OVERFLOWED
+    got = ops.segment_pool_spaced(marked, offsets, 60, mode, backend=backend)
+    assert got.counts.tolist()[3:] == [OUTSIDE, 0, OVERFLOWED]
+    assert torch.equal(got.counts[:3], wanted.indptr.diff()[:3])
+    marked.counts[12] = 0
+    with pytest.raises(CapacityError, match="1 of 6 rows did not find room"):
+        ops.segment_pool(marked, offsets, 60, mode, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("starts", torch.zeros(3, dtype=torch.int64), r"starts must be \[7\]"),
+        ("counts", torch.zeros(6), "counts must be of int64"),
+        ("values", torch.zeros(2), "to match codes.indices"),
+    ],
+)
+def test_rows_with_room_that_do_not_fit_together_are_refused(field, value, message):
+    codes = spread(csr_rows(6, 20), 1)._replace(**{field: value})
+    with pytest.raises(SaerlError, match=message):
+        ops.segment_pool_spaced(codes, torch.tensor([0, 6]), 20)
+
+
+def test_the_worst_mark_between_two_rows():
+    rows = spread(csr_rows(6, 20), 0)
+    rows.counts[[1, 2]] = OUTSIDE
+    rows.counts[[2, 4]] = OVERFLOWED
+    firsts, lasts = torch.tensor([0, 0, 1, 2, 3, 3, 0]), torch.tensor([1, 2, 2, 4, 4, 6, 0])
+    assert rows.worst_between(firsts, lasts).tolist() == [0, OUTSIDE, OUTSIDE, OVERFLOWED, 0, OVERFLOWED, 0]
+
+
+@pytest.mark.parametrize("sample", OPERATIONS["threshold_encode"].samples, ids=lambda sample: sample.name)
+def test_spaced_encoding_on_a_cpu_gives_the_rows_of_threshold_encode(sample):
+    wanted = ops.threshold_encode(**sample.make(), backend="reference")
+    assert_same(ops.threshold_encode_spaced(**sample.make(), backend="reference", entries_per_row=1).to_csr(), wanted)
+
+
+@pytest.mark.parametrize("bad", OPERATIONS["threshold_encode"].bad_inputs, ids=lambda bad: bad.name)
+def test_spaced_encoding_refuses_what_threshold_encode_does(bad):
+    with pytest.raises(bad.error, match=bad.message.replace("threshold_encode:", "threshold_encode_spaced:")):
+        ops.threshold_encode_spaced(**(OPERATIONS["threshold_encode"].samples[0].make() | bad.change))
 
 
 def test_offsets_are_wanted_where_they_can_be_read():
