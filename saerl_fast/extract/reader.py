@@ -73,7 +73,7 @@ class Reader:
             "model_dtype": ",".join(sorted({str(parameter.dtype).removeprefix("torch.") for _, parameter in read})),
             "model_weights": _probe_weights(read),
             "device": ",".join(kind for kind, _ in groupby(parameter.device.type for _, parameter in read)),
-            "tokenizer": _hash_tokenizer(self.tokenizer),
+            "tokenizer": hash_tokenizer(self.tokenizer),
         }
 
 
@@ -201,12 +201,24 @@ def _probe_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     return digest.hexdigest()
 
 
-def _hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
+    """SHA-256 over all that a tokenizer is; how the last call padded and truncated is no part of it."""
     if getattr(tokenizer, "is_fast", False):
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        # how the last call padded and truncated is no part of what the tokenizer is
-        content = json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True)
+        content = _without(tokenizer.backend_tokenizer.to_str(), ("truncation", "padding"))
     else:
         content = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    template = getattr(tokenizer, "chat_template", None)
-    return hashlib.sha256(json.dumps([content, template]).encode()).hexdigest()
+    found = hashlib.sha256(content.encode())
+    found.update(b"\n" + json.dumps(getattr(tokenizer, "chat_template", None)).encode())
+    return found.hexdigest()
+
+
+def _without(state: str, keys: Iterable[str]) -> str:
+    """A JSON object, as text, without some values at its top, each of them before any other of that name.
+
+    Not parsed as a whole: the vocabularies of large models take half a second.
+    """
+    for key in keys:
+        before, name, after = state.partition(f'"{key}":')
+        if name:
+            state = f"{before}{name}{after[json.JSONDecoder().raw_decode(after)[1] :]}"
+    return state
