@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import types
 from typing import Any
@@ -33,6 +34,12 @@ class _Accelerated:
         self._seen: tuple[Any, ...] = ()
         self._sampled: list[Tensor] = []
         self._said: set[str] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Accelerated:
+        """For a copy of the object it belongs to: that copy's weights, which may go their own way."""
+        copied = _Accelerated(copy.deepcopy(self.theirs, memo))
+        copied.plain = copy.deepcopy(self.plain, memo)
+        return copied
 
     def ours(self) -> SAE:
         """Our view of their weights and settings, made again whenever one of them has changed."""
@@ -132,7 +139,22 @@ def accelerate(sae: Any) -> Any:
         return sae
     faster = _Accelerated(sae)
     faster.ours()
-    # set past nn.Module, which would look for parameters in them
-    object.__setattr__(sae, "encode", types.MethodType(lambda _, x: faster.encode(x), sae))
-    object.__setattr__(sae, "encode_sparse", types.MethodType(lambda _, x: faster.encode_sparse(x), sae))
+    # set past nn.Module, which would look for parameters in them; methods find their state by the object they are
+    # called on, so that a deep copy has its own
+    for name, value in (
+        ("_saerl_fast", faster),
+        ("encode", types.MethodType(_encode, sae)),
+        ("encode_sparse", types.MethodType(_encode_sparse, sae)),
+    ):
+        object.__setattr__(sae, name, value)
     return sae
+
+
+def _encode(sae: Any, x: Tensor) -> Tensor:
+    faster: _Accelerated = sae._saerl_fast
+    return faster.encode(x)
+
+
+def _encode_sparse(sae: Any, x: Tensor) -> TopKCodes | CsrRows:
+    faster: _Accelerated = sae._saerl_fast
+    return faster.encode_sparse(x)

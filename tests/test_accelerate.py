@@ -1,5 +1,7 @@
 """accelerate: a sae-lens object keeps its contract, faster; and what would differ is left to sae-lens."""
 
+import copy
+
 import pytest
 import torch
 
@@ -100,6 +102,22 @@ def test_a_change_of_weights_is_seen(tmp_path):
             assert got.dtype == wanted.dtype
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
             assert change is changes[1] or change is changes[0] or not torch.equal(got, before.to(got.dtype))
+
+
+@pytest.mark.parametrize("case", ["topk-rescaled", "jumprelu"])
+def test_a_deep_copy_has_its_own_weights(case, tmp_path):
+    plain, fast = pair(case, tmp_path)
+    x = rows(20)
+    with torch.no_grad():
+        before = fast.encode(x)
+        other, wanted = copy.deepcopy(fast), copy.deepcopy(plain)
+        for sae in (other, wanted):
+            sae.fold_W_dec_norm()
+            sae.b_enc.data.add_(0.2)
+        torch.testing.assert_close(other.encode(x), wanted.encode(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(dense(other.encode_sparse(x), 96), wanted.encode(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(fast.encode(x), before)
+        assert not torch.equal(other.encode(x), before)
 
 
 def test_what_is_no_inference_sae_is_refused_by_name(tmp_path):
