@@ -78,6 +78,7 @@ def convert(
     path = Path(source)
     asked = Rule(kind, k, apply_b_dec, dict(metadata or {}))
     check_metadata(source, dict(asked.metadata))
+    _refuse_other(path)
     file = path if path.is_file() else _torch_file_in(path)
     if file is None:
         if asked.kind is not None or asked.k is not None or asked.apply_b_dec is not None:
@@ -91,11 +92,25 @@ def convert(
     return sae
 
 
+def _refuse_other(path: Path) -> None:
+    """FormatError for a path where nothing is, and for a file of a format that is read by its folder."""
+    if path.is_file() and path.suffix in (".safetensors", ".npz", ".json"):
+        raise FormatError(
+            f"{path}: of a file a .pt is wanted; of {path.suffix} the folder that it lies in: {path.parent}"
+        )
+    if not path.exists() and (path.is_absolute() or path.suffix in PICKLED or path.parts[:1] in ((".",), ("..",))):
+        raise FormatError(
+            f"{path}: no such file or folder; a .pt file, a folder with one, or the folder of an SAE is wanted"
+        )
+
+
 def sae_from_state(origin: object, tensors: Mapping[str, Tensor], rule: Rule) -> SAE:
     """An SAE from a state dict; which way a weight lies is told by the lengths of the biases."""
+    if not tensors:
+        raise FormatError(f"{origin}: no tensor is in it; the state dict of an SAE is wanted")
     state = _known_names(origin, tensors)
     if missing := [name for name in ("w_enc", "w_dec", "b_enc", "b_dec") if name not in state]:
-        raise FormatError(f"{origin}: an SAE needs {missing}, of which nothing is found in {sorted(tensors)[:20]}")
+        raise FormatError(f"{origin}: an SAE needs {missing} beside what is there: {sorted(tensors)[:20]}")
     for name, tensor in state.items():
         if name != "k" and (not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all())):
             raise FormatError(
@@ -147,6 +162,8 @@ def _known_names(origin: object, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         names = [name.partition(".")[2] for name in names]
     plain = dict(zip(names, tensors.values(), strict=True))
     state = {ours: plain[name] for ours, known in _NAMES.items() for name in known if name in plain}
+    if "" in plain:
+        raise FormatError(f"{origin}: a single tensor; the state dict of an SAE is wanted, a tensor by each name")
     unknown = sorted(set(plain) - {name for known in _NAMES.values() for name in known} - _IGNORED)
     if unknown:
         raise FormatError(f"{origin}: tensors {unknown[:20]} are not known; an SAE has {sorted(_NAMES)}")

@@ -171,3 +171,6 @@ def _refuse_legacy(path: str | os.PathLike[str]) -> None:
         )
     if start[:1] == b"\x80":
         raise UnsafeFileError(f"{path}: a bare pickle, not a file of torch.save; it is refused")
+    if start[:2] != b"PK":
+        came = f"it begins with {start[:8]!r}" if start else "it is empty"
+        raise UnsafeFileError(f"{path}: a file that torch.save wrote is wanted (a zip archive); {came}")

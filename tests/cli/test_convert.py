@@ -1,5 +1,6 @@
 """saerl convert: a published .pt file becomes a folder that featurize reads; what is hostile ends with 2 and a reason."""
 
+import pytest
 import torch
 
 from saerl_fast.cli import main
@@ -35,3 +36,30 @@ def test_a_hostile_file_ends_with_its_reason(tmp_path, capsys, monkeypatch):
     assert main(["convert", "sae.pt", "out"]) == 2
     assert "UnsafeFileError" in capsys.readouterr().err
     assert not (tmp_path / SENTINEL).exists()
+
+
+def written(path, content):
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("absent.pt", None, "no such file or folder; a .pt file"),
+        ("absent", None, "no such file or folder"),
+        ("empty.pt", lambda path: path.write_bytes(b""), "torch.save wrote is wanted (a zip archive); it is empty"),
+        ("text.pt", lambda path: path.write_bytes(b"<html>"), "it begins with b'<html>'"),
+        ("none.pt", lambda path: written(path, {}), "no tensor is in it"),
+        ("alone.pt", lambda path: written(path, torch.zeros(3)), "a single tensor; the state dict of an SAE"),
+        ("part.pt", lambda path: written(path, {"W_enc": torch.zeros(2, 3)}), "beside what is there: ['W_enc']"),
+        ("sae.safetensors", lambda path: path.write_bytes(b"x"), "of .safetensors the folder that it lies in"),
+        ("folder", lambda path: path.mkdir(), "no SAE of a known format"),
+    ],
+)
+def test_what_is_no_sae_is_told_apart(name, make, message, tmp_path, capsys):
+    if make is not None:
+        make(tmp_path / name)
+    assert main(["convert", str(tmp_path / name), str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
