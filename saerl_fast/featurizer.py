@@ -6,32 +6,31 @@ holds it already (extract/run.py).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from saerl_fast.errors import InputError
+from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
 from saerl_fast.extract.conversation import PoolOver
-from saerl_fast.extract.inputs import check_ids, dataset_ids, read_texts, to_json_lines
-from saerl_fast.extract.job import WHOLE, Job, Part
+from saerl_fast.extract.inputs import check_ids, columns_of, dataset_ids, read_texts
+from saerl_fast.extract.job import WHOLE, Job, Part, sha256
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import make_reader
 from saerl_fast.extract.run import EachShard, Task, check_out, compute_features, write_features
-from saerl_fast.extract.settings import LongTexts, Pool, Reading, check_settings, job_fingerprint
-from saerl_fast.extract.tokens import Text, refuse_long
+from saerl_fast.extract.settings import SHARD_ROWS, Request, job_fingerprint, settle
+from saerl_fast.extract.tokens import Text, check_texts, refuse_long
 from saerl_fast.features import SparseFeatures
-from saerl_fast.formats import load_sae
+from saerl_fast.formats import as_sae
 from saerl_fast.sae import SAE
 
 if TYPE_CHECKING:
     import datasets
-
-SHARD_ROWS = 1024
 
 
 def featurize(
@@ -64,7 +63,7 @@ def featurize(
     each_shard: EachShard | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     on_nonfinite: Literal["raise", "mark"] = "raise",
     progress: bool = True,
 ) -> SparseFeatures:
@@ -75,7 +74,8 @@ def featurize(
         ``text_field`` (and ``completion_field``). None and empty texts keep their row, marked in ``status``.
     model: a Hugging Face causal LM or encoder (then ``tokenizer`` is needed), a folder, or a hub id
         (then only the layers needed are loaded and the tokenizer comes with it).
-    sae: an SAE, or the folder of one in sae-lens form.
+    sae: an SAE, the folder of one (``load_sae`` has the formats), RELEASE/SAE_ID of sae-lens, or an SAE object of
+        sae-lens.
     layer: the block whose output is read, counted from 0; default: the hook in the SAE's metadata.
     hook: the place to read, where it is no block's output: a sae-lens name (blocks.3.hook_mlp_out) or a module path.
     pool: mean | max | sum | last | count over the tokens of the text. BOS, EOS, CLS, SEP and padding are
@@ -101,49 +101,26 @@ def featurize(
         choice and its reason are in a line of log, the choice in the provenance (``layout``).
     each_shard: called with the rows of each shard as soon as they are there, in order; on a resumed run also with
         those read back. Streaming k-means: ``lambda rows: kmeans.partial_fit(rows.to_scipy()[rows.usable])``.
-    device, dtype: where a model given by path goes, and in what; default CUDA where there is one, in the checkpoint's
-        dtype, else the CPU in float32. device_map: over several devices, as transformers takes it (needs accelerate).
+    device, dtype: where a model given by path goes, and in what ("bfloat16", torch.bfloat16; "auto": the checkpoint's);
+        default CUDA where there is one, in the checkpoint's dtype, else the CPU in float32. device_map: over several
+        devices, as transformers takes it (needs accelerate).
     on_nonfinite: what to do with a row that holds NaN or infinity: raise, or mark it and leave it empty.
 
     Returns SparseFeatures with S = len(texts) rows in the order of the texts.
 
-    Raises InputError, ModelMismatchError, UnsafeFileError, NonFiniteError, and the errors of the store.
+    Raises InputError, DtypeError (an argument of another kind, before anything is loaded), ModelMismatchError,
+    UnsafeFileError, NonFiniteError, and the errors of the store.
     Warns (MismatchWarning) where the SAE was made for another model.
     """
+    given = locals()
+    settings = {field.name: given[field.name] for field in fields(Request)}
+    check_arguments({name: value for name, value in given.items() if name not in settings and name != "texts"})
+    if out is None and part is not None:
+        raise InputError("part=(i, n) computes a share of a job into a folder; pass out=DIR too")
     if out is not None:
         check_out(out)
-    task = make_task(
-        texts,
-        model,
-        sae,
-        tokenizer=tokenizer,
-        layer=layer,
-        hook=hook,
-        pool=pool,
-        max_length=max_length,
-        text_field=text_field,
-        completion_field=completion_field,
-        keep_hidden=keep_hidden,
-        include_special=include_special,
-        pool_over=pool_over,
-        skip_first=skip_first,
-        long_texts=long_texts,
-        window_stride=window_stride,
-        ids=ids,
-        columns=columns,
-        source=source,
-        tokens_per_batch=tokens_per_batch,
-        shard_rows=shard_rows,
-        padding_side=padding_side,
-        packing=packing,
-        device=device,
-        device_map=device_map,
-        dtype=dtype,
-        on_nonfinite=on_nonfinite,
-    )
+    task = make_task(texts, model, sae, Request(**settings))
     if out is None:
-        if part is not None:
-            raise InputError("part=(i, n) computes a share of a job into a folder; pass out=DIR too")
         return compute_features(task, each_shard=each_shard, progress=progress)
     parts: list[SparseFeatures] = []
 
@@ -162,64 +139,34 @@ def make_task(
     texts: Sequence[Text] | datasets.Dataset,
     model: nn.Module | str | os.PathLike[str],
     sae: SAE | str | os.PathLike[str],
-    *,
-    tokenizer: Any = None,
-    layer: int | None = None,
-    hook: str | None = None,
-    pool: Pool = "mean",
-    max_length: int | None = None,
-    text_field: str | None = None,
-    completion_field: str | None = None,
-    keep_hidden: bool = False,
-    include_special: bool = False,
-    pool_over: PoolOver = "all",
-    skip_first: int = 0,
-    long_texts: LongTexts = "truncate",
-    window_stride: int | None = None,
-    ids: Sequence[str | int] | None = None,
-    columns: Sequence[dict[str, Any]] | None = None,
-    source: dict[str, Any] | None = None,
-    tokens_per_batch: int | None = None,
-    shard_rows: int = SHARD_ROWS,
-    padding_side: Literal["right", "left"] = "right",
-    packing: Wish = "auto",
-    device: torch.device | str | None = None,
-    device_map: DeviceMap | None = None,
-    dtype: torch.dtype | None = None,
-    on_nonfinite: Literal["raise", "mark"] = "raise",
+    request: Request,
 ) -> Task:
-    """What ``featurize`` was asked to do, checked and named; arguments and errors are its own.
+    """What ``featurize`` was asked to do, checked and named; the errors are its own.
 
     For ``write_features``, which keeps the rows of one shard in memory instead of all.
     """
-    rows = read_texts(texts, text_field, completion_field)
-    row_ids = check_ids(dataset_ids(texts) if ids is None else ids, len(rows))
-    if shard_rows < 1:
-        raise InputError(f"shard_rows must be at least 1; got {shard_rows}")
-    if columns is not None and len(columns) != len(rows):
-        raise InputError(f"columns must have one entry per text: {len(rows)} texts, {len(columns)} columns")
-    lines = None if columns is None else to_json_lines(columns)
-    found = sae if isinstance(sae, SAE) else load_sae(sae)
+    check_arguments({"model": model, "sae": sae})
+    rows = read_texts(texts, request.text_field, request.completion_field)
+    check_texts(rows, request.pool_over)
+    row_ids = check_ids(dataset_ids(texts) if request.ids is None else request.ids, len(rows))
+    lines = columns_of(request.columns, len(rows))
+    found = as_sae(sae)
     reader = make_reader(
-        model, found, tokenizer=tokenizer, layer=layer, hook=hook, device=device, dtype=dtype, device_map=device_map
+        model,
+        found,
+        tokenizer=request.tokenizer,
+        layer=request.layer,
+        hook=request.hook,
+        device=request.device,
+        dtype=request.dtype,
+        device_map=request.device_map,
     )
     found = found.to(reader.device)
-    settings = check_settings(
-        reader,
-        found,
-        pool,
-        max_length,
-        Reading(include_special, pool_over, skip_first, long_texts, window_stride),
-        keep_hidden,
-        tokens_per_batch,
-        padding_side,
-        on_nonfinite,
-        packing,
-    )
-    if long_texts == "error":
-        refuse_long(rows, row_ids, reader.tokenizer, settings.limit, pool_over)
+    settings = settle(request, reader, found)
+    if request.long_texts == "error":
+        refuse_long(rows, row_ids, reader.tokenizer, settings.limit, request.pool_over)
     fingerprint = job_fingerprint(reader, found, settings, rows, row_ids)
     if lines is not None:
-        fingerprint["columns"] = hashlib.sha256(lines).hexdigest()
-    job = Job(len(rows), shard_rows, fingerprint, source or {})
+        fingerprint["columns"] = sha256(lines)
+    job = Job(len(rows), request.shard_rows, fingerprint, request.source or {})
     return Task(job, rows, row_ids, lines, reader, found, settings)

@@ -13,7 +13,14 @@ import torch
 
 from saerl_fast import durable
 from saerl_fast.cli import main
-from saerl_fast.errors import CorruptStoreError, InputError, JobMismatchError, MissingDependency, NonFiniteError
+from saerl_fast.errors import (
+    CorruptStoreError,
+    DtypeError,
+    InputError,
+    JobMismatchError,
+    MissingDependency,
+    NonFiniteError,
+)
 from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import open_reader
 from saerl_fast.extract.stream import ActivationStream, read_rows
@@ -219,20 +226,24 @@ def test_a_finished_run_is_read_and_another_refused(undisturbed, world, monkeypa
     [
         ({"kind": "gated"}, "kind must be one of"),
         ({"k": 97}, "k = 97 latents cannot be active of width = 96"),
-        ({"k": 0}, "k: wanted a whole number"),
+        ({"k": 0}, "k must be a whole number from 1 up; got 0"),
         ({"tokens": 63}, "too few for one step of batch_rows = 64"),
-        ({"lr": float("nan")}, "lr: wanted a number above 0"),
+        ({"lr": float("nan")}, "lr must be a number above 0; got nan"),
         ({"expansion": 4}, "one of width and expansion"),
-        ({"width": None, "expansion": 0}, "expansion: wanted a whole number"),
+        ({"width": None, "expansion": 0}, "expansion must be a whole number from 1 up"),
         ({"hook": "hook_embed"}, "one of layer and hook"),
         ({"buffer_rows": 100}, "at least twice batch_rows"),
-        ({"checkpoint_every": 0}, "checkpoint_every: wanted"),
-        ({"skip_first": 1024}, "max_length: wanted a whole number above skip_first"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be"),
+        ({"skip_first": 1024}, "max_length must be above skip_first"),
+        ({"k": 4.0}, r"k must be a whole number from 1 up; got 4.0 \(float\)"),
+        ({"layer": True}, "layer must be a whole number, or None; got True"),
+        ({"seed": -1}, "seed must be a whole number from 0 up"),
+        ({"progress": "no"}, "progress must be True or False"),
         ({"held_out": ["", None]}, "none of the 2 held-out texts"),
     ],
 )
 def test_bad_settings(world, tmp_path, settings, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, DtypeError), match=message):
         train(world, tmp_path, **settings)
     assert not (tmp_path / "cfg.json").exists()
 

@@ -32,6 +32,7 @@ from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.reader import Reader, make_reader
 from saerl_fast.extract.run import Task
+from saerl_fast.extract.settings import Request
 from saerl_fast.extract.shard import read_tokens
 from saerl_fast.featurizer import featurize, make_task
 from saerl_fast.ops import CsrRows
@@ -67,7 +68,8 @@ class Work:
 
     @cached_property
     def task(self) -> Task:
-        return make_task(self.texts, **self.call)
+        request = Request(tokenizer=self.reader.tokenizer, hook=str(self.reader.hook))
+        return make_task(self.texts, self.reader.model, self.sae, request)
 
     def tokenize(self) -> Iterator[list[Any]]:
         """The tokens of each shard."""

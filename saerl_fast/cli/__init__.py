@@ -12,7 +12,9 @@ import importlib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from saerl_fast import __version__
 from saerl_fast.cli.config import apply_config
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "transformers", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    formatted = warnings.formatwarning
+    warnings.formatwarning = _in_one_line
     try:
         apply_config(words, commands)
         args = parser.parse_args(words)
@@ -87,4 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("saerl: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = formatted
     return code
+
+
+def _in_one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
+    """A warning as the shell shows it: which line of ours it came from says nothing there."""
+    return f"saerl: {category.__name__}: {message}\n"

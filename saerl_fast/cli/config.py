@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ ODD_YAML = (ValueError, AttributeError, LookupError, RecursionError)
 def apply_config(words: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
     """Make the values of ``--config FILE`` the defaults of the command that the words name."""
     command = next((word for word in words if word in commands), None)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(f"saerl {command or 'COMMAND'}", add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(list(words))[0].config
     if command is None or path is None:
@@ -57,7 +58,7 @@ def _convert(action: argparse.Action, value: Any, path: str) -> Any:
         return value
     if value is not None and callable(action.type):
         try:
-            value = action.type(str(value))
+            value = action.type(value if isinstance(value, str) else json.dumps(value))
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{path}: {action.dest}: {value!r} is not acceptable: {error}") from error
     elif value is not None and isinstance(action, argparse._StoreAction) and action.nargs is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ RECORDED = (
     "packing",
     "shard_rows",
     "device",
+    "device_map",
+    "dtype",
     "on_nonfinite",
 )
 """The options that are arguments of featurize; the manifest keeps them for `saerl repair`."""
@@ -77,7 +80,29 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="compute share i (from 0) of n, for `saerl merge`; default from RANK and WORLD_SIZE or a Slurm array",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    parser.add_argument(
+        "--device-map",
+        type=device_map,
+        metavar="WORD|JSON",
+        help="over several devices: auto, balanced, sequential, or an object of modules and devices (needs accelerate)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16", "float64"],
+        help="of the model; auto: the checkpoint's (default: that on CUDA, float32 on a CPU)",
+    )
     parser.add_argument("--on-nonfinite", default="raise", choices=["raise", "mark"])
+
+
+def device_map(text: str) -> str | dict[str, int | str]:
+    """A word of transformers, or a JSON object from module to device."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found: dict[str, int | str] = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a JSON object: {error}") from error
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,6 +136,7 @@ def featurize_table(
     from saerl_fast.errors import InputError
     from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
     from saerl_fast.extract.run import check_out, write_features
+    from saerl_fast.extract.settings import Request
     from saerl_fast.featurizer import make_task
 
     check_out(out)
@@ -125,13 +151,13 @@ def featurize_table(
         source["completion_field"] = fields[1]
     if Path(data).is_file():
         source |= {"data": str(Path(data).resolve()), "sha256": hash_file(data)}
-    task = make_task(
-        texts_of(rows, *fields),
-        **call,
+    request = Request(
+        **{name: value for name, value in call.items() if name not in paths},
         ids=ids,
         columns=[{k: v for k, v in row.items() if k not in fields} for row in rows],
         source=source,
     )
+    task = make_task(texts_of(rows, *fields), call["model"], call["sae"], request)
     return write_features(task, out, part=part)
 
 

@@ -47,12 +47,13 @@ def _compute(args: argparse.Namespace) -> int:
 
     root = Path(args.folder)
     call = Job.load(root).source.get("call") if (root / MANIFEST).exists() else None
-    if not isinstance(call, dict) or set(call) != set(RECORDED):
+    if not isinstance(call, dict) or not {"model", "sae", "device"} <= set(call) <= set(RECORDED):
         print(f"{root}: run the command or call that wrote this folder once more; it computes what is missing")
         return 1
     job, part = Job.load(root), read_part(root)
     moved = {name: getattr(args, name) for name in ("model", "sae") if getattr(args, name)}
-    call = {**call, "device": call["device"] or job.fingerprint.get("device"), **moved}
+    device = None if call.get("device_map") else call["device"] or job.fingerprint.get("device")
+    call = {**call, "device": device, **moved}
     out = root if part.of == 1 else root.parent
     written = featurize_table(
         args.data or str(job.source["data"]),

@@ -37,8 +37,20 @@ class Encoded(NamedTuple):
 
 def is_conversation(text: object) -> TypeGuard[Sequence[Message]]:
     """Whether this is a list of messages."""
-    return isinstance(text, Sequence) and all(
-        isinstance(message, Mapping) and "role" in message and "content" in message for message in text
+    return (
+        isinstance(text, Sequence)
+        and not isinstance(text, (str, bytes))
+        and all(isinstance(message, Mapping) and "role" in message and "content" in message for message in text)
+    )
+
+
+def has_text(message: Message) -> bool:
+    """Whether its content is a string, nothing, or a list of parts of which those with a text have a string."""
+    content = message["content"]
+    if content is None or isinstance(content, str):
+        return True
+    return isinstance(content, Sequence) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text", ""), str) for part in content
     )
 
 

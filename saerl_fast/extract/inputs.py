@@ -8,7 +8,8 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,42 @@ def read_texts(texts: Any, text_field: str | None, completion_field: str | None 
     """A sequence of texts out of whatever was handed in; of a dataset with a completion_field, pairs."""
     if isinstance(texts, (str, bytes)):
         raise InputError("texts must be a list of strings; got a single string. Wrap it: [text]")
+    if isinstance(texts, (Mapping, set, frozenset)) or hasattr(texts, "columns") or not hasattr(texts, "__iter__"):
+        raise DtypeError(
+            f"texts must be a list of texts or a datasets.Dataset; got {type(texts).__name__}. "
+            "Of a table, pass its column; of a dict of splits, the split"
+        )
     columns = getattr(texts, "column_names", None)
+    if hasattr(texts, "column_names") and not hasattr(texts, "__len__"):
+        raise DtypeError(
+            "texts must have a length; got a dataset that streams. datasets.Dataset.from_list(list(texts))"
+        )
     if columns is not None:
-        if text_field is None or text_field not in columns:
-            raise InputError(f"a dataset needs text_field, one of {list(columns)}; got {text_field!r}")
-        if completion_field is not None and completion_field not in columns:
-            raise InputError(f"completion_field must be one of {list(columns)}; got {completion_field!r}")
-        found: Sequence[Text] = list(texts[text_field])
-        if completion_field is not None:
-            found = [_pair(*sides) for sides in zip(found, texts[completion_field], strict=True)]
+        found = _read_dataset(texts, columns, text_field, completion_field)
+    elif text_field is not None or completion_field is not None:
+        raise InputError(
+            "text_field and completion_field go with a datasets.Dataset; a list holds the texts themselves"
+        )
     else:
-        if text_field is not None or completion_field is not None:
-            raise InputError(
-                "text_field and completion_field go with a datasets.Dataset; a list holds the texts themselves"
-            )
         found = texts if isinstance(texts, (list, tuple)) else list(texts)
     if not found:
         raise InputError("texts is empty: at least one text is needed")
     if isinstance(found[0], dict) and "role" in found[0]:
         raise InputError("a text is a string or a list of chat messages; got a single message. Wrap it: [[message]]")
     return found
+
+
+def _read_dataset(
+    texts: Any, columns: Sequence[str], text_field: str | None, completion_field: str | None
+) -> Sequence[Text]:
+    """The texts of a dataset."""
+    if text_field is None or text_field not in columns:
+        raise InputError(f"a dataset needs text_field, one of {list(columns)}; got {text_field!r}")
+    if completion_field is not None and completion_field not in columns:
+        raise InputError(f"completion_field must be one of {list(columns)}; got {completion_field!r}")
+    if completion_field is None:
+        return list(texts[text_field])
+    return [_pair(*sides) for sides in zip(texts[text_field], texts[completion_field], strict=True)]
 
 
 def texts_of(rows: Sequence[Row], text_field: str, completion_field: str | None = None) -> list[Text]:
@@ -77,16 +94,29 @@ def choose_ids(rows: Sequence[Row]) -> tuple[list[str | int], str | None]:
 
 
 def check_ids(ids: Sequence[str | int] | None, rows: int) -> list[str | int]:
+    """The ids as str and int, or row numbers; InputError where there are not as many, or one is not unique."""
     if ids is None:
         return list(range(rows))
     if len(ids) != rows:
         raise InputError(f"ids must have one entry per text: {rows} texts, {len(ids)} ids")
-    plain = [int(i) if isinstance(i, (int, np.integer)) else i for i in ids]
+    plain: list[str | int] = []
+    for found in ids:
+        if not isinstance(found, (str, int, np.integer)) or isinstance(found, bool):
+            raise DtypeError(f"an id must be a string or a whole number; got {found!r:.80} ({type(found).__name__})")
+        plain.append(str(found) if isinstance(found, str) else int(found))
     if len(set(plain)) != rows:
-        seen: set[Any] = set()
-        double = next(i for i in plain if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        double = next(name for name, count in Counter(plain).items() if count > 1)
         raise InputError(f"ids must be unique; {double!r} appears more than once")
     return plain
+
+
+def columns_of(columns: Sequence[Row] | None, rows: int) -> bytes | None:
+    """The columns as JSON lines; InputError where there is not one entry per text."""
+    if columns is None:
+        return None
+    if len(columns) != rows:
+        raise InputError(f"columns must have one entry per text: {rows} texts, {len(columns)} columns")
+    return to_json_lines(columns)
 
 
 def read_table(data: str) -> list[Row]:

@@ -44,8 +44,8 @@ def load_blocks(
 
     Of a checkpoint in several files, those that hold only what is left out are neither opened nor fetched; of the
     others the tensors left out are not read. device: default CUDA where there is one. dtype: default the
-    checkpoint's on CUDA, float32 on a CPU. device_map: as transformers takes it (needs accelerate), instead of a
-    device; all weights must be in memory.
+    checkpoint's on CUDA, float32 on a CPU; "auto": the checkpoint's. device_map: as transformers takes it (needs
+    accelerate), instead of a device; all weights must be in memory.
 
     Raises InputError where nothing can be loaded, ModelMismatchError for a layer that is not there, FormatError
     where the checkpoint lacks weights that are read (transformers would fill them with random numbers).
@@ -57,6 +57,7 @@ def load_blocks(
     if device_map is not None and find_spec("accelerate") is None:
         raise MissingDependency("device_map needs accelerate: pip install 'saerl-fast[rl]'")
     target = _device(device)
+    _refuse_absent(name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -73,6 +74,17 @@ def load_blocks(
             raise InputError(f"{name}: transformers cannot load the model: {error}") from error
     _check_complete(model, found["missing_keys"], name)
     return (model if placing else model.to(target)).eval()  # type: ignore[no-any-return]
+
+
+def _refuse_absent(name: str) -> None:
+    """Raise InputError for a file, and for a path where nothing is; a hub id has one slash at most."""
+    path = Path(name)
+    if path.is_file():
+        raise InputError(f"{name}: the folder of a model is wanted (config.json, weights, tokenizer); got a file")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise InputError(
+            f"{name}: no such folder; the folder of a model is wanted, or a hub id such as Qwen/Qwen2.5-0.5B"
+        )
 
 
 def _cut_config(config: Any, layer: int, name: str) -> None:
@@ -131,10 +143,7 @@ def _check_complete(model: nn.Module, missing: Any, name: str) -> None:
 def _device(wanted: torch.device | str | None) -> torch.device:
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise InputError(f"device {wanted!r} is not one torch knows: {error}") from error
+    device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {wanted!r} was asked for, but torch sees no CUDA device")
     return device

@@ -5,24 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
 
 from saerl_fast import __version__
 from saerl_fast.errors import InputError
+from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
 from saerl_fast.extract.conversation import PoolOver
+from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.tokens import Text
 from saerl_fast.sae import SAE
 
-Pool = Literal["mean", "max", "sum", "last", "count"]
-POOLS: tuple[Pool, ...] = ("mean", "max", "sum", "last", "count")
-LongTexts = Literal["truncate", "window", "error"]
-LONG_TEXTS: tuple[LongTexts, ...] = ("truncate", "window", "error")
-POOL_OVER: tuple[PoolOver, ...] = ("all", "prompt", "completion", "last_user")
+SHARD_ROWS = 1024
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32768}
 """More than 1,024 make a forward on a CPU slower: what lies between its layers leaves the cache, or is so large that
 malloc maps it anew for each layer; and fewer texts of one length fill a batch."""
@@ -39,13 +37,7 @@ class Reading:
     window_stride: int | None = None
 
     def check(self, limit: int) -> None:
-        """Raise InputError for a setting that is out of range."""
-        if self.pool_over not in POOL_OVER:
-            raise InputError(f"pool_over must be one of {POOL_OVER}; got {self.pool_over!r}")
-        if self.long_texts not in LONG_TEXTS:
-            raise InputError(f"long_texts must be one of {LONG_TEXTS}; got {self.long_texts!r}")
-        if self.skip_first < 0:
-            raise InputError(f"skip_first must be 0 or more; got {self.skip_first}")
+        """Raise InputError for a stride that does not fit the windows."""
         if self.window_stride is None:
             return
         if self.long_texts != "window":
@@ -55,8 +47,44 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Request(Reading):
+    """What featurize was asked, beside texts, model and SAE; its docstring has the meaning of each.
+
+    Raises DtypeError or InputError, with the name, for a value that cannot be taken (``arguments.py`` has the table).
+    """
+
+    tokenizer: Any = None
+    layer: int | None = None
+    hook: str | None = None
+    pool: Pool = "mean"
+    max_length: int | None = None
+    text_field: str | None = None
+    completion_field: str | None = None
+    keep_hidden: bool = False
+    ids: Sequence[str | int] | None = None
+    columns: Sequence[dict[str, Any]] | None = None
+    source: dict[str, Any] | None = None
+    tokens_per_batch: int | None = None
+    shard_rows: int = SHARD_ROWS
+    padding_side: Literal["right", "left"] = "right"
+    packing: Wish = "auto"
+    device: torch.device | str | None = None
+    device_map: DeviceMap | None = None
+    dtype: torch.dtype | str | None = None
+    on_nonfinite: Literal["raise", "mark"] = "raise"
+
+    def __post_init__(self) -> None:
+        for name, value in check_arguments(vars(self)).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(**{field.name: getattr(self, field.name) for field in fields(Reading)})
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What featurize was asked to do, checked."""
+    """What featurize was asked to do, with all that model and SAE say to it."""
 
     pool: Pool
     limit: int
@@ -68,42 +96,21 @@ class Settings:
     layout: Layout
 
 
-def check_settings(
-    reader: Reader,
-    sae: SAE,
-    pool: Pool,
-    max_length: int | None,
-    reading: Reading,
-    keep_hidden: bool,
-    tokens_per_batch: int | None,
-    padding_side: str,
-    on_nonfinite: str,
-    packing: Wish,
-) -> Settings:
-    """The settings of a run; raises InputError for one that is out of range."""
-    if pool not in POOLS:
-        raise InputError(f"pool must be one of {POOLS}; got {pool!r}")
-    if padding_side not in ("left", "right"):
-        raise InputError(f"padding_side must be left or right; got {padding_side!r}")
-    if on_nonfinite not in ("raise", "mark"):
-        raise InputError(f"on_nonfinite must be raise or mark; got {on_nonfinite!r}")
-    if max_length is not None and max_length < 1:
-        raise InputError(f"max_length must be at least 1; got {max_length}")
-    if tokens_per_batch is not None and tokens_per_batch < 1:
-        raise InputError(f"tokens_per_batch must be at least 1; got {tokens_per_batch}")
-    limits = [limit for limit in (reader.max_positions, sae.context_size, max_length) if limit]
+def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
+    """The settings of a run; raises InputError for what does not fit this model and SAE."""
+    limits = [limit for limit in (reader.max_positions, sae.context_size, request.max_length) if limit]
     limit = min(limits, default=2**31 - 1)
-    reading.check(limit)
+    request.check(limit)
+    usual = TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"]
     return Settings(
-        pool=pool,
+        pool=request.pool,
         limit=limit,
-        reading=reading,
-        keep_hidden=keep_hidden,
-        tokens_per_batch=tokens_per_batch
-        or TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"],
-        padding_side=padding_side,
-        on_nonfinite=on_nonfinite,
-        layout=choose_layout(reader, packing, limit),
+        reading=request.reading,
+        keep_hidden=request.keep_hidden,
+        tokens_per_batch=request.tokens_per_batch or usual,
+        padding_side=request.padding_side,
+        on_nonfinite=request.on_nonfinite,
+        layout=choose_layout(reader, request.packing, limit),
     )
 
 

@@ -22,6 +22,7 @@ from saerl_fast.extract.conversation import (
     PoolOver,
     choose_messages,
     encode_conversation,
+    has_text,
     is_conversation,
     spoken,
 )
@@ -105,29 +106,56 @@ def refuse_long(
         )
 
 
-def encode(texts: Sequence[Text], tokenizer: Any, pool_over: PoolOver = "all") -> list[Encoded | str]:
-    """Every text in its whole length, or the status of one that has nothing to read."""
-    done: list[Encoded | str] = ["empty"] * len(texts)
-    plain: list[int] = []
+def check_texts(texts: Sequence[Text], pool_over: PoolOver = "all") -> None:
+    """Raise DtypeError for a text of another kind, InputError for one without the part to be pooled, with its row."""
     for row, text in enumerate(texts):
-        if _is_missing(text):
-            continue
         if isinstance(text, str):
             if pool_over in ("completion", "last_user"):
                 raise InputError(
                     f"text {row} is a plain string, which has no {pool_over}; hand in chat messages or "
                     "{'prompt': ..., 'completion': ...}"
                 )
-            plain.append(row)
         elif isinstance(text, Mapping) and "prompt" in text:
-            done[row] = _encode_pair(text, tokenizer, pool_over, row)
-        elif is_conversation(text):
-            done[row] = _encode_messages(*choose_messages(text, pool_over), tokenizer)
-        else:
+            _check_pair(text, pool_over, row)
+        elif not _is_missing(text):
+            _check_messages(text, f"text {row}", "a string, a list of chat messages, a pair of prompt and completion")
+
+
+def _check_pair(pair: Pair, pool_over: PoolOver, row: int) -> None:
+    plain = True
+    for side in ("prompt", "completion"):
+        if not (_is_missing(pair.get(side)) or isinstance(pair[side], str)):
+            _check_messages(pair[side], f"text {row}: its {side}", "a string, a list of messages")
+            plain = False
+    if plain and pool_over == "last_user":
+        raise InputError(f"text {row} is a pair of plain strings, which has no last user turn; hand in messages")
+
+
+def _check_messages(found: Any, named: str, wanted: str) -> None:
+    if not is_conversation(found):
+        raise DtypeError(f"{named} must be {wanted}, or None; got {type(found).__name__}")
+    for message in found:
+        if not has_text(message):
             raise DtypeError(
-                f"text {row} must be a string, a list of chat messages, a pair of prompt and completion, or None; "
-                f"got {type(text).__name__}"
+                f"{named}: the content of a message must be a string, or a list of parts such as "
+                f"{{'type': 'text', 'text': '...'}}; got {message['content']!r:.80}"
             )
+
+
+def encode(texts: Sequence[Text], tokenizer: Any, pool_over: PoolOver = "all") -> list[Encoded | str]:
+    """Every text in its whole length, or the status of one that has nothing to read."""
+    check_texts(texts, pool_over)
+    done: list[Encoded | str] = ["empty"] * len(texts)
+    plain: list[int] = []
+    for row, text in enumerate(texts):
+        if _is_missing(text):
+            continue
+        if isinstance(text, str):
+            plain.append(row)
+        elif isinstance(text, Mapping):
+            done[row] = _encode_pair(text, tokenizer, pool_over)
+        else:
+            done[row] = _encode_messages(*choose_messages(text or (), pool_over), tokenizer)
     for row, found in zip(plain, _encode_strings([texts[row] for row in plain], tokenizer), strict=True):
         done[row] = found
     return [found if isinstance(found, str) or found.content.any() else "empty" for found in done]
@@ -173,17 +201,10 @@ def _encode_messages(messages: Sequence[Message], wanted: Any, tokenizer: Any) -
     return encode_conversation(messages, wanted, tokenizer)
 
 
-def _encode_pair(pair: Pair, tokenizer: Any, pool_over: PoolOver, row: int) -> Encoded | str:
+def _encode_pair(pair: Pair, tokenizer: Any, pool_over: PoolOver) -> Encoded | str:
     """A prompt and its completion: strings as one string, or messages as one conversation."""
     prompt, completion = (None if _is_missing(pair.get(side)) else pair.get(side) for side in ("prompt", "completion"))
-    for side, found in (("prompt", prompt), ("completion", completion)):
-        if not (found is None or isinstance(found, str) or is_conversation(found)):
-            raise DtypeError(
-                f"text {row}: its {side} must be a string or a list of messages; got {type(found).__name__}"
-            )
     if isinstance(prompt, (str, type(None))) and isinstance(completion, (str, type(None))):
-        if pool_over == "last_user":
-            raise InputError(f"text {row} is a pair of plain strings, which has no last user turn; hand in messages")
         return _encode_string_pair(prompt or "", completion or "", tokenizer, pool_over)
     before = _as_messages(prompt, "user")
     after = [] if pool_over == "prompt" else _as_messages(completion, "assistant")

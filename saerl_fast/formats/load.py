@@ -53,6 +53,13 @@ def load_sae(
     return sae.to(device, dtype)
 
 
+def as_sae(sae: Any) -> SAE:
+    """An SAE as it is, one of sae-lens as ours, or by path or name as ``load_sae`` has it."""
+    if isinstance(sae, SAE):
+        return sae
+    return load_sae(sae) if isinstance(sae, (str, os.PathLike)) else registry.from_sae_lens(sae)
+
+
 def _reader_of(folder: Path) -> Callable[[Path], SAE]:
     for files, read in FORMATS.values():
         if all((folder / name).exists() for name in files):

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saerl_fast.durable import replace
-from saerl_fast.errors import CorruptStoreError, InputError, MissingDependency, NonFiniteError
+from saerl_fast.errors import CorruptStoreError, MissingDependency, NonFiniteError
 from saerl_fast.formats.sae_lens import CONFIG_FILE, WEIGHTS_FILE
 from saerl_fast.sae_trainer.checkpoint import read_checkpoint, write_checkpoint
 from saerl_fast.sae_trainer.recipe import Recipe
@@ -86,8 +86,6 @@ def fit(
     attention's z, which sae-lens keeps by head. The global torch seed is restored.
     """
     need_sae_lens()
-    if type(checkpoint_every) is not int or checkpoint_every < 1:
-        raise InputError(f"checkpoint_every: wanted a whole number of steps from 1 up; got {checkpoint_every!r}")
     trainer = _begin_or_resume(stream, recipe, folder / CHECKPOINT, heads)
     lines = Progress.read(folder / PROGRESS, trainer.n_training_steps)
     bar = tqdm(

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from saerl_fast.errors import InputError
+from saerl_fast.extract.arguments import ARGUMENTS, instance, is_number, one_of, whole
+from saerl_fast.extract.arguments import Kind as ArgumentKind
 
 Kind = Literal["topk", "batchtopk"]
-KINDS = ("topk", "batchtopk")
+KINDS: tuple[Kind, ...] = ("topk", "batchtopk")
+
+SHARED = (
+    *("model", "out", "tokenizer", "layer", "hook", "text_field", "skip_first", "tokens_per_batch", "device", "dtype"),
+    *("source", "progress"),
+)
+TRAINING: Mapping[str, ArgumentKind] = {
+    **{name: ARGUMENTS[name] for name in SHARED},
+    **{name: whole(1) for name in ("tokens", "k", "batch_rows", "max_length", "checkpoint_every")},
+    **{name: whole(1).or_none for name in ("width", "expansion", "buffer_rows")},
+    "kind": one_of(KINDS),
+    "lr": ArgumentKind("a number above 0", is_number, lambda value: math.isfinite(value) and value > 0, float),
+    "seed": whole(0),
+    "metadata": instance("a dict of notes", Mapping).or_none,
+}
+"""What each argument of train_sae may be, but for texts and held_out."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +47,17 @@ class Recipe:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"kind must be one of {KINDS}; got {self.kind!r}")
-        for name in ("k", "width", "tokens", "batch_rows"):
-            found = getattr(self, name)
-            if type(found) is not int or found < 1:
-                raise InputError(f"{name}: wanted a whole number from 1 up; got {found!r}")
         if self.k > self.width:
             raise InputError(f"k = {self.k} latents cannot be active of width = {self.width}; lower k or raise width")
         if self.tokens < self.batch_rows:
             raise InputError(
                 f"tokens = {self.tokens} are too few for one step of batch_rows = {self.batch_rows}; raise tokens"
             )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"lr: wanted a number above 0; got {self.lr!r}")
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any], width: int) -> Recipe:
+        """From the arguments of train_sae, in their plain form."""
+        return cls(width=width, **{name: asked[name] for name in ("kind", "k", "tokens", "batch_rows", "lr", "seed")})
 
     @property
     def steps(self) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from saerl_fast import __version__
 from saerl_fast.durable import enter_manifest, read_object, remove, replace, sole_writer
 from saerl_fast.errors import CorruptStoreError, InputError, JobMismatchError
+from saerl_fast.extract.arguments import check_arguments
 from saerl_fast.extract.hooks import Hook, block_output, parse_hook
 from saerl_fast.extract.inputs import read_texts
 from saerl_fast.extract.reader import Reader, open_reader
@@ -31,12 +32,12 @@ from saerl_fast.extract.sanity import LEAST_EXPLAINED
 from saerl_fast.extract.settings import TOKENS_PER_BATCH, hash_each
 from saerl_fast.extract.store import SANITY
 from saerl_fast.extract.stream import ActivationStream, read_rows
-from saerl_fast.extract.tokens import Text
+from saerl_fast.extract.tokens import Text, check_texts
 from saerl_fast.formats import load_sae
 from saerl_fast.formats.sae_lens import CONFIG_FILE
 from saerl_fast.sae import SAE, SAESanity, sanity
 from saerl_fast.sae_trainer.fit import CHECKPOINT, export, fit, need_sae_lens
-from saerl_fast.sae_trainer.recipe import Kind, Recipe
+from saerl_fast.sae_trainer.recipe import TRAINING, Kind, Recipe
 
 if TYPE_CHECKING:
     import datasets
@@ -115,23 +116,24 @@ def train_sae(
     Raises InputError, MissingDependency (no sae-lens), ModelMismatchError, JobMismatchError (a folder of another run,
     with the settings that differ), NonFiniteError, and the errors of the folder.
     """
+    given = locals()
     need_sae_lens()
+    asked = check_arguments({name: given[name] for name in TRAINING}, TRAINING)
     if (width is None) == (expansion is None):
         raise InputError(f"one of width and expansion is wanted; got width={width!r}, expansion={expansion!r}")
     rows = read_texts(texts, text_field)
+    check_texts(rows)
     trained_on, held_out = (rows, list(held_out)) if held_out is not None else set_aside(rows, seed)
-    if width is None and (type(expansion) is not int or expansion < 1):
-        raise InputError(f"expansion: wanted a whole number from 1 up; got {expansion!r}")
     # refuses before the model is loaded; the width that expansion means is known only after that
-    recipe = Recipe(kind, k, k if width is None else width, tokens, batch_rows, lr, seed)
+    recipe = Recipe.of(asked, asked["width"] or asked["k"])
     reader = open_reader(model, _choose_place(layer, hook), tokenizer=tokenizer, device=device, dtype=dtype)
-    reading = _Reading.of(reader, max_length, tokens_per_batch, skip_first)
+    reading = _Reading.of(reader, asked)
     unseen = _held_out_rows(held_out, reader, reading)
     if expansion is not None:
-        recipe = Recipe(kind, k, expansion * unseen.shape[1], tokens, batch_rows, lr, seed)
-    buffer_rows = 16 * batch_rows if buffer_rows is None else buffer_rows
+        recipe = Recipe.of(asked, asked["expansion"] * unseen.shape[1])
+    buffer_rows = asked["buffer_rows"] or 16 * recipe.batch_rows
     stream = ActivationStream(
-        trained_on, reader, batch_rows=batch_rows, buffer_rows=buffer_rows, seed=seed, **asdict(reading)
+        trained_on, reader, batch_rows=recipe.batch_rows, buffer_rows=buffer_rows, seed=recipe.seed, **asdict(reading)
     )
     about = {
         "model_name": reader.name,
@@ -157,7 +159,9 @@ def train_sae(
         enter_manifest(folder / MANIFEST, manifest)
         if not (folder / SANITY).exists():
             heads = reader.hook.point == "attn_z"
-            trainer = fit(stream, recipe, folder, checkpoint_every=checkpoint_every, heads=heads, progress=progress)
+            trainer = fit(
+                stream, recipe, folder, checkpoint_every=asked["checkpoint_every"], heads=heads, progress=progress
+            )
             export(trainer, folder, about)
             _measure(folder, unseen, recipe)
         remove(folder / CHECKPOINT)
@@ -171,14 +175,14 @@ class _Reading:
     skip_first: int
 
     @classmethod
-    def of(cls, reader: Reader, max_length: int, tokens_per_batch: int | None, skip_first: int) -> _Reading:
-        if type(skip_first) is not int or skip_first < 0:
-            raise InputError(f"skip_first: wanted a whole number from 0 up; got {skip_first!r}")
-        if type(max_length) is not int or max_length <= skip_first:
-            raise InputError(f"max_length: wanted a whole number above skip_first = {skip_first}; got {max_length!r}")
+    def of(cls, reader: Reader, asked: Mapping[str, Any]) -> _Reading:
+        """From the arguments of train_sae, in their plain form."""
+        skip_first, max_length = asked["skip_first"], asked["max_length"]
+        if max_length <= skip_first:
+            raise InputError(f"max_length must be above skip_first = {skip_first}; got {max_length}")
         kind = "cuda" if reader.device.type == "cuda" else "cpu"
         limit = min(max_length, reader.max_positions or max_length)
-        return cls(limit, tokens_per_batch or TOKENS_PER_BATCH[kind], skip_first)
+        return cls(limit, asked["tokens_per_batch"] or TOKENS_PER_BATCH[kind], skip_first)
 
 
 def set_aside(texts: Sequence[Text], seed: int) -> tuple[list[Text], list[Text]]:

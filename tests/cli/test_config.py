@@ -77,3 +77,12 @@ def test_a_grpo_setting_that_is_no_yaml_is_named(capsys):
         with pytest.raises(SystemExit):
             parse("train", "--grpo", f"beta={text}")
         assert "beta: not YAML" in capsys.readouterr().err
+
+
+def test_a_config_without_its_file_is_told_by_the_name_of_the_command(capsys):
+    for words in (["featurize", "--config"], ["--config"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        told = capsys.readouterr().err
+        assert told.startswith(f"usage: saerl {words[0] if words[1:] else 'COMMAND'} ")
+        assert "expected one argument" in told

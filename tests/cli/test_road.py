@@ -218,9 +218,9 @@ def test_a_spreadsheets_csv_and_rows_without_the_field(tmp_path, world):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (["--shard-rows", "0"], "shard_rows must be at least 1"),
-        (["--device", "foo"], "not one torch knows"),
-        (["--model", "/nowhere/at/all"], "cannot load a model from there"),
+        (["--shard-rows", "0"], "shard_rows must be a whole number from 1 up; got 0"),
+        (["--device", "foo"], "device must be a torch.device, or a string that torch knows"),
+        (["--model", "/nowhere/at/all"], "no such folder"),
         (["--text-field", "nothing"], "has no column 'nothing'; it has"),
         (["--out", __file__], "is a file; a folder is wanted"),
         (["--layer", "9"], "layer 9 is out of range"),

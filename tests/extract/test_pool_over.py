@@ -105,7 +105,9 @@ def test_a_plain_string_has_no_completion():
             one("ten", pool_over=part)
     with pytest.raises(InputError, match="no last user turn"):
         one({"prompt": "ten", "completion": "x"}, pool_over="last_user")
-    with pytest.raises(DtypeError, match="text 0: its completion must be a string or a list of messages; got int"):
+    with pytest.raises(
+        DtypeError, match="text 0: its completion must be a string, a list of messages, or None; got int"
+    ):
         one({"prompt": "ten", "completion": 3})
     assert said("ten", pool_over="prompt") == "ten"
 
@@ -196,13 +198,13 @@ def test_a_dataset_of_prompts_and_completions():
     [
         ({"pool_over": "answer"}, "pool_over must be one of"),
         ({"long_texts": "cut"}, "long_texts must be one of"),
-        ({"skip_first": -1}, "skip_first must be 0 or more"),
+        ({"skip_first": -1}, "skip_first must be a whole number from 0 up; got -1"),
         ({"window_stride": 4}, "goes with long_texts='window'"),
         ({"window_stride": 65, "long_texts": "window"}, "window_stride must be 1 to 64"),
         ({"layer": 1, "hook": "hook_embed"}, "both say what to read"),
         ({"hook": ""}, "hook '' is neither a sae-lens name"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1; got 0"),
-        ({"tokens_per_batch": -4096}, "tokens_per_batch must be at least 1; got -4096"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch must be a whole number from 1 up, or None; got 0"),
+        ({"tokens_per_batch": -4096}, "tokens_per_batch must be a whole number from 1 up, or None; got -4096"),
     ],
 )
 def test_settings_out_of_range(settings, message):
