@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from saerl_fast import durable
-from saerl_fast.errors import CorruptStoreError, DiskFullError, FormatError, JobMismatchError, StoreBusyError
+from saerl_fast.errors import (
+    CorruptStoreError,
+    DiskFullError,
+    FormatError,
+    InputError,
+    JobMismatchError,
+    PlaceError,
+    StoreBusyError,
+)
 
 
 def failing(code):
@@ -32,9 +40,14 @@ def test_without_links_a_name_is_still_given_once(tmp_path, monkeypatch, code):
     assert (tmp_path / "a").read_bytes() == b"first"
     assert names(tmp_path) == ["a"]
     (tmp_path / "b.claim.tmp").touch()  # another process is about to give this name
-    with pytest.raises(FileExistsError):
+    with pytest.raises(StoreBusyError, match="another process is giving b its name"):
         durable.write_once(tmp_path / "b", b"second")
     assert not (tmp_path / "b").exists()
+    (tmp_path / "b.claim.tmp").unlink()
+    monkeypatch.setattr(durable.os, "rename", failing(errno.ENOENT))
+    with pytest.raises(StoreBusyError, match="another process is writing this folder, or cleaned it up"):
+        durable.write_once(tmp_path / "b", b"second")
+    assert names(tmp_path) == ["a"]
 
 
 def test_links_that_fail_for_another_reason_are_no_reason_to_copy(tmp_path, monkeypatch):
@@ -73,8 +86,9 @@ def test_a_folder_made_by_another_process_meanwhile_is_taken_and_a_file_is_not(t
         durable.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
-        durable.make_folder(tmp_path / "file")
+    for name in ("file", "file/below"):
+        with pytest.raises(PlaceError, match="file is a file; a folder is wanted"):
+            durable.make_folder(tmp_path / name)
 
 
 def test_a_file_is_removed_for_good_and_an_absent_one_is_no_error(tmp_path):
@@ -157,3 +171,36 @@ def test_a_manifest_belongs_to_one_fingerprint(tmp_path):
         path.write_bytes(content)
         with pytest.raises(CorruptStoreError, match=message):
             durable.read_object(path)
+
+
+def test_what_cannot_be_written_is_foreseen_and_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(PlaceError, match="file is a file"):
+        durable.check_place(tmp_path / "file" / "below" / "deep")
+    durable.check_place(tmp_path / "new" / "deep")
+    assert names(tmp_path) == ["file"]
+    monkeypatch.setattr(durable.os, "access", lambda *_: False)
+    with pytest.raises(PlaceError, match="nothing may be written there"):
+        durable.check_place(tmp_path / "new")
+    with pytest.raises(PlaceError, match="absent is no folder; make it first"):
+        durable.write_once(tmp_path / "absent" / "a", b"x")
+    with pytest.raises(InputError, match="left alone"):
+        durable.replace(tmp_path, b"x")
+    for code, message in [(errno.EROFS, "cannot be written: Read-only"), (errno.ENOTDIR, "is no folder")]:
+        with monkeypatch.context() as patch:
+            patch.setattr(durable.os, "open", failing(code))
+            with pytest.raises(PlaceError, match=message):
+                durable.write_once(tmp_path / "a", b"x")
+
+
+def test_a_whole_folder_gets_its_name_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").write_bytes(name.encode())
+    durable.commit_folder(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(PlaceError, match="c is there already"):
+        durable.commit_folder(tmp_path / "b", tmp_path / "c")
+    assert (tmp_path / "c" / "inside").read_bytes() == b"a"
+    monkeypatch.setattr(durable.os, "rename", failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        durable.commit_folder(tmp_path / "b", tmp_path / "d")
