@@ -18,38 +18,47 @@ namespace {
 void quantise(Address x, int64_t rows, int64_t width, Address shift, Address factor, int64_t q_stride,
               Address q, Address steps, Address norms, Address errors, int64_t threads,
               const std::string& isa) {
-    require(rows >= 0 && width >= 0 && q_stride >= width, "a row of q must hold the row of x");
+    require(rows >= 0 && width >= 0, "rows and width must not be negative");
+    require(q_stride == rotated_width(width), "a row of q must hold the rotated row of x, and nothing else");
     require(threads >= 1, "threads must be at least 1");
     const Channels channels = {at<const double>(shift), at<const double>(factor), width};
     quantise_rows({at<const float>(x), rows, channels}, screen_kernels(isa), threads,
                   {at<int8_t>(q), q_stride, at<float>(steps), at<double>(norms), at<double>(errors)});
 }
 
-std::unique_ptr<ScreenedTopK> make_screened_topk(int64_t rows, int64_t k, int64_t limit,
+std::unique_ptr<ScreenedTopK> make_screened_topk(int64_t k, int64_t limit, float trust,
                                                  const std::string& isa) {
-    check_select(rows, 0, k, 0, 1);
+    check_select(0, 0, k, 0, 1);
     require(limit >= k, "the limit must not be below k");
-    return std::make_unique<ScreenedTopK>(rows, k, limit, screen_kernels(isa));
+    return std::make_unique<ScreenedTopK>(k, limit, trust, screen_kernels(isa));
 }
 
-std::unique_ptr<ScreenedThreshold> make_screened_threshold(int64_t rows, int64_t limit,
+std::unique_ptr<ScreenedThreshold> make_screened_threshold(int64_t limit, float trust,
                                                            const std::string& isa) {
-    check_select(rows, 0, 1, 0, 1);
     require(limit >= 0, "the limit must not be negative");
-    return std::make_unique<ScreenedThreshold>(rows, limit, screen_kernels(isa));
+    return std::make_unique<ScreenedThreshold>(limit, trust, screen_kernels(isa));
 }
 
-void absorb_products(Screen& screen, Address products, int64_t width, Address scale, Address reach,
-                     Address error, Address low, Address high, Address step, Address spread, Address size,
-                     int64_t threads) {
+// scale, reach, error, low, high
+using ColumnParts = std::array<Address, 5>;
+// step, spread, size
+using RowParts = std::array<Address, 3>;
+
+void start(Screen& screen, int64_t rows, const ColumnParts& columns, const RowParts& terms) {
+    check_select(rows, 0, 1, 0, 1);
+    screen.start(rows,
+                 {at<const float>(columns[0]), at<const float>(columns[1]), at<const float>(columns[2]),
+                  at<const float>(columns[3]), at<const float>(columns[4])},
+                 {at<const float>(terms[0]), at<const float>(terms[1]), at<const float>(terms[2])});
+}
+
+void absorb_products(Screen& screen, Address products, int64_t width, int64_t threads) {
     check_select(screen.rows(), width, 1, screen.columns_seen(), threads);
-    screen.absorb({at<const int32_t>(products), width, at<const float>(scale), at<const float>(reach),
-                   at<const float>(error), at<const float>(low), at<const float>(high)},
-                  {at<const float>(step), at<const float>(spread), at<const float>(size)}, threads);
+    screen.absorb(at<const int32_t>(products), width, threads);
 }
 
-// x, its width, shift, float_shift, w, bias, scale, size, reach
-using EncoderParts = std::array<Address, 9>;
+// x, its width, shift, float_shift, w, bias, scale
+using EncoderParts = std::array<Address, 7>;
 
 Encoder encoder_of(const EncoderParts& parts, int64_t latents, int64_t threads) {
     const int64_t width = static_cast<int64_t>(parts[1]);
@@ -60,8 +69,6 @@ Encoder encoder_of(const EncoderParts& parts, int64_t latents, int64_t threads) 
             at<const float>(parts[4]),
             at<const float>(parts[5]),
             at<const float>(parts[6]),
-            at<const float>(parts[7]),
-            at<const float>(parts[8]),
             width,
             latents};
 }
@@ -109,15 +116,15 @@ void bind_screens(py::module_& module) {
     module.def("int8_product_refused", &int8_product_refused);
 
     py::class_<Screen>(module, "Screen")
-        .def("absorb", &absorb_products, release(), py::arg("products"), py::arg("width"), py::arg("scale"),
-             py::arg("reach"), py::arg("error"), py::arg("low"), py::arg("high"), py::arg("step"),
-             py::arg("spread"), py::arg("size"), py::arg("threads"));
+        .def("start", &start, release(), py::arg("rows"), py::arg("columns"), py::arg("terms"))
+        .def("absorb", &absorb_products, release(), py::arg("products"), py::arg("width"),
+             py::arg("threads"));
     py::class_<ScreenedTopK, Screen>(module, "ScreenedTopK")
-        .def(py::init(&make_screened_topk), py::arg("rows"), py::arg("k"), py::arg("limit"), py::arg("isa"))
+        .def(py::init(&make_screened_topk), py::arg("k"), py::arg("limit"), py::arg("trust"), py::arg("isa"))
         .def("finish", &finish_topk, py::arg("encoder"), py::arg("values"), py::arg("columns"),
              py::arg("relu"), py::arg("threads"));
     py::class_<ScreenedThreshold, Screen>(module, "ScreenedThreshold")
-        .def(py::init(&make_screened_threshold), py::arg("rows"), py::arg("limit"), py::arg("isa"))
+        .def(py::init(&make_screened_threshold), py::arg("limit"), py::arg("trust"), py::arg("isa"))
         .def("finish", &finish_threshold, py::arg("encoder"), py::arg("bound"), py::arg("threads"))
         .def("counts", &counts_above<ScreenedThreshold>, py::arg("counts"))
         .def("write", &write_above<ScreenedThreshold>, release(), py::arg("columns"), py::arg("values"),

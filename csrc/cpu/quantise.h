@@ -1,8 +1,8 @@
 // Rows as int8, with what rounding did to them.
 //
-//     y[c] = (x[c] - shift[c]) * factor[c] = step * q[c] + dy[c],   step = max |y| / 127
+//     y = rotated((x - shift) * factor) = step * q + dy,   step = max |y| / 127     (screen_kernels.h, Channels)
 //
-// Floor:  reading x twice, the second time from the cache.
+// Floor:  reading x once.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct FloatRows {
 };
 
 struct Int8Rows {
-    int8_t* q;  // OUT [rows, stride]; what lies beyond the width is set to 0
-    int64_t stride;
+    int8_t* q;       // OUT [rows, stride]
+    int64_t stride;  // rotated_width
     float* steps;    // OUT [rows]; NaN where the row cannot be screened (Quantised)
     double* norms;   // OUT [rows]  |y|
     double* errors;  // OUT [rows]  |dy|

@@ -1,56 +1,49 @@
-// Float64 scores of chosen (row, latent) pairs, and the select among them (screening.h has the equation).
+// Scores of chosen latents of some rows (screening.h has the equation).
+//
+// Trick:  latents are taken in slices, whose rows of w stay in the cache while one row of x after the other is
+//         multiplied with those it wants of them.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "screening.h"
 
 namespace saerl {
 
+// What is wanted of one row: a number for each of these columns.
+template <typename Number>
+struct Wanted {
+    int64_t row;
+    const int32_t* columns;  // IN  [count], ascending
+    int64_t count;
+    Number* numbers;   // OUT [count]
+    int64_t done = 0;  // so many were computed
+};
+
 class Rescoring {
   public:
-    Rescoring(const Encoder& encoder, const ScreenKernels& kernels, int64_t threads)
-        : encoder_(encoder), kernels_(kernels), threads_(threads) {}
+    Rescoring(const Encoder& encoder, const ScreenKernels& kernels);
 
-    // Fill in the scores, latent by latent.
-    void score(const std::vector<RowCandidates>& rows) const;
-    void score_in_float32(const std::vector<RowCandidates>& rows) const;
+    // (x - shift).w in float32, within float_dot_error.
+    void float_dots(std::vector<Wanted<float>>& rows) const;
+    // Scores in float64.
+    void scores(std::vector<Wanted<double>>& rows) const;
 
-    // A bound of the error of a score in float32; infinite or NaN where the row or the latent has none.
-    double float_error(int64_t row, int64_t latent, double score) const;
-
-    // Score all latents of these rows in float32, a few rows at a time. choose(row, scores [latents]) gives what these
-    // scores do not rule out, take(row, candidates) gets it scored in float64.
-    using Choose = std::function<std::vector<Candidate>(int64_t row, const double* scores)>;
-    using Take = std::function<void(int64_t row, std::vector<Candidate>& candidates)>;
-    void score_whole(const std::vector<int64_t>& rows, const Choose& choose, const Take& take) const;
-
-    // The latents of one row whose score may reach floor(latent), by scores [latents] in float32; ascending.
-    std::vector<Candidate> reaching(int64_t row, const double* scores,
-                                    const std::function<double(int64_t)>& floor) const;
-    // Those that may be among its k largest.
-    std::vector<Candidate> reaching_kth(int64_t row, const double* scores, int64_t k) const;
+    // In units of |x - shift| |w|.
+    double float_error() const { return float_dot_error(encoder_.width); }
+    const float* scale() const { return encoder_.scale; }
 
   private:
-    // w: the row of the latent in float64; next_row: the row to be scored next
-    double score_of_dot(double dot, int64_t latent) const;
-    double score_of(int64_t row, int64_t latent, const double* w, int64_t next_row) const;
-    double float_score_of(int64_t row, int64_t latent, int64_t next_row) const;
-    const float* row_of(int64_t row) const { return encoder_.x + row * encoder_.width; }
+    template <typename Number, typename Body>
+    void by_slices(std::vector<Wanted<Number>>& rows, const Body& body) const;
+    template <typename Number>
+    Chosen chosen(const Wanted<Number>& row, int64_t end) const;
+    const float* x_of(int64_t row) const { return encoder_.x + row * encoder_.width; }
 
     Encoder encoder_;
     const ScreenKernels& kernels_;
-    int64_t threads_;
+    int64_t slice_;  // latents of one
 };
-
-// Sort the candidates by score and write the first k. The order of the candidates changes.
-void write_best(std::vector<Candidate>& candidates, int64_t k, bool relu,
-                float* values,      // OUT [k]
-                int32_t* columns);  // OUT [k]
-
-// Hold the scores against their bounds.
-void tally(const std::vector<Candidate>& candidates, ScreenCounts& counts);
 
 }  // namespace saerl

@@ -1,10 +1,14 @@
-// Two loops without a branch on the data, which compilers turn into vector code by themselves. Every file of
+// Loops without a branch on the data, which compilers turn into vector code by themselves. Every file of
 // inner loops includes them and so has its own copy (static, for the reason given in row_kernels.h), compiled
 // for its instruction set.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace saerl {
 
@@ -13,24 +17,80 @@ static inline int32_t in_float_order(int32_t bits) {
     return bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
 
-// The k-th largest of `values`, bit by bit from the top: the largest t that at least k of them reach.
+#if defined(__AVX512F__)
+
+// These two by hand: counting the bits of masks spares adding up lanes, and no number is left over at the end.
+static inline __mmask16 reaching_among(const int32_t* ordered, int64_t count, int32_t floor,
+                                       __m512i* values) {
+    const __mmask16 inside = static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1 << count) - 1);
+    *values = _mm512_maskz_loadu_epi32(inside, ordered);
+    return _mm512_mask_cmpge_epi32_mask(inside, *values, _mm512_set1_epi32(floor));
+}
+
+static inline int64_t count_reaching(const int32_t* ordered, int64_t count, int32_t floor) {
+    int64_t reaching = 0;
+    for (int64_t i = 0; i < count; i += 16) {
+        __m512i values;
+        reaching += __builtin_popcount(reaching_among(ordered + i, count - i, floor, &values));
+    }
+    return reaching;
+}
+
+static inline int32_t least_reaching(const int32_t* ordered, int64_t count, int32_t floor) {
+    __m512i least = _mm512_set1_epi32(INT32_MAX);
+    for (int64_t i = 0; i < count; i += 16) {
+        __m512i values;
+        const __mmask16 reaching = reaching_among(ordered + i, count - i, floor, &values);
+        least = _mm512_mask_min_epi32(least, reaching, least, values);
+    }
+    return _mm512_reduce_min_epi32(least);
+}
+
+#else
+
+static inline int64_t count_reaching(const int32_t* ordered, int64_t count, int32_t floor) {
+    int32_t reaching = 0;
+    for (int64_t i = 0; i < count; ++i) reaching += ordered[i] >= floor;
+    return reaching;
+}
+
+static inline int32_t least_reaching(const int32_t* ordered, int64_t count, int32_t floor) {
+    int32_t least = INT32_MAX;
+    for (int64_t i = 0; i < count; ++i) {
+        if (ordered[i] >= floor && ordered[i] < least) least = ordered[i];
+    }
+    return least;
+}
+
+#endif
+
+// The k-th largest of `values`, bit by bit: the largest t that at least k of them reach. The bits that all of them
+// have in common need no trial, nor those that are left once exactly k reach t.
 static inline float kth_largest(const float* values,  // IN  [count], no NaN
                                 int64_t count, int64_t k,
                                 int32_t* ordered) {  // scratch [count]
+    int32_t least = INT32_MAX, most = INT32_MIN;
     for (int64_t i = 0; i < count; ++i) {
         const float value = values[i] + 0.0f;
         int32_t bits;
         std::memcpy(&bits, &value, sizeof bits);
         ordered[i] = in_float_order(bits);
+        least = ordered[i] < least ? ordered[i] : least;
+        most = ordered[i] > most ? ordered[i] : most;
     }
-    uint32_t t = 0x80000000u;  // as a signed number the lowest
-    for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
-        const int32_t trial = static_cast<int32_t>(t ^ bit);
-        int32_t reaching = 0;
-        for (int64_t i = 0; i < count; ++i) reaching += ordered[i] >= trial;
-        if (reaching >= k) t ^= bit;
+    constexpr uint32_t kSign = 0x80000000u;  // from signed to unsigned order and back
+    const uint32_t differing = static_cast<uint32_t>(least) ^ static_cast<uint32_t>(most);
+    uint32_t bit = kSign;
+    while (bit > differing) bit >>= 1;
+    int64_t reaching = count;
+    uint32_t t = (static_cast<uint32_t>(most) ^ kSign) & ~(2 * bit - 1);
+    for (; bit != 0 && reaching != k; bit >>= 1) {
+        const int64_t passing = count_reaching(ordered, count, static_cast<int32_t>((t | bit) ^ kSign));
+        if (passing < k) continue;
+        t |= bit;
+        reaching = passing;
     }
-    const int32_t bits = in_float_order(static_cast<int32_t>(t));
+    const int32_t bits = in_float_order(least_reaching(ordered, count, static_cast<int32_t>(t ^ kSign)));
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
@@ -48,6 +108,28 @@ static inline void rank_keys(const uint64_t* keys,  // IN  [count], distinct; co
             for (int64_t lane = 0; lane < kRankStep; ++lane) larger[lane] += keys[j] > keys[i + lane];
         }
         for (int64_t lane = 0; lane < kRankStep; ++lane) ranks[i + lane] = larger[lane];
+    }
+}
+
+// The place of score i in descending order, ties to the lower i: how many are larger, or as large and before it.
+static inline void rank_scores(const double* scores,  // IN  [count], no NaN; count is a multiple of kRankStep
+                               int64_t count,
+                               int64_t* ranks) {  // OUT [count]
+    for (int64_t i = 0; i < count; i += kRankStep) {
+        int64_t before[kRankStep] = {};
+        for (int64_t j = 0; j < i; ++j) {
+            for (int64_t lane = 0; lane < kRankStep; ++lane) before[lane] += scores[j] >= scores[i + lane];
+        }
+        for (int64_t j = i; j < i + kRankStep; ++j) {
+            for (int64_t lane = 0; lane < kRankStep; ++lane) {
+                const bool tied = scores[j] == scores[i + lane] && j < i + lane;
+                before[lane] += tied || scores[j] > scores[i + lane];
+            }
+        }
+        for (int64_t j = i + kRankStep; j < count; ++j) {
+            for (int64_t lane = 0; lane < kRankStep; ++lane) before[lane] += scores[j] > scores[i + lane];
+        }
+        for (int64_t lane = 0; lane < kRankStep; ++lane) ranks[i + lane] = before[lane];
     }
 }
 

@@ -3,91 +3,83 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
-#include "rescoring.h"
-#include "sift.h"
+#include "row_loops.h"
 
 namespace saerl {
+namespace {
 
-ScreenedTopK::ScreenedTopK(int64_t rows, int64_t k, int64_t limit, const ScreenKernels& kernels)
-    : Screen(rows, limit, -std::numeric_limits<float>::infinity(), kernels), k_(k) {}
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t kMostRanked = 160;  // more are sorted
 
-// Raise the floor to the k-th largest likely score. What the floor kept out has a smaller one, so it is that of the
-// whole row.
+}  // namespace
+
+ScreenedTopK::ScreenedTopK(int64_t k, int64_t limit, float trust, const ScreenKernels& kernels)
+    : Screen(-kInfinity, limit, trust, kernels), k_(k) {}
+
+float ScreenedTopK::kth_lower(const Row& row) const {
+    std::vector<int32_t> scratch(static_cast<size_t>(row.count));
+    return kernels_.kth_largest(row.lower, row.count, k_, scratch.data());
+}
+
 void ScreenedTopK::make_room(Row& row) const {
-    if (row.held >= k_) {
-        row.floor = std::max(row.floor, kth_likely(row));
-        int64_t kept = 0;
-        for (int64_t i = 0; i < row.held; ++i) {
-            row.likely[kept] = row.likely[i];
-            row.upper[kept] = row.upper[i];
-            row.columns[kept] = row.columns[i];
-            kept += !(row.upper[i] < row.floor);
-        }
-        row.held = kept;
-    }
-    resize(row, std::max(row.held, k_));
+    if (row.count >= k_) screen(row);
 }
 
-float ScreenedTopK::kth_likely(const Row& row) const {
-    std::vector<int32_t> scratch(static_cast<size_t>(row.held));
-    return kernels_.kth_largest(row.likely.data(), row.held, k_, scratch.data());
+// What the floor kept out is likely smaller, so the k-th of the rest is that of all columns so far.
+void ScreenedTopK::screen(Row& row) const {
+    row.floor = std::max(row.floor, kth_lower(row));
+    kernels_.drop_below(row.floor, row);
 }
 
-// Turn what the row kept into candidates, the k likeliest first.
-void ScreenedTopK::choose(Row& row) const {
-    const float likeliest = kth_likely(row);
-    row.floor = std::max(row.floor, likeliest);
-    row.candidates.reserve(static_cast<size_t>(row.held));
-    std::vector<Candidate>& chosen = row.candidates;
-    const auto at = [&](int64_t i) { return Candidate{row.likely[i], row.upper[i], row.columns[i], 0}; };
-    // k of them reach the k-th likely score, at least
-    int64_t last = 0;
-    for (; static_cast<int64_t>(chosen.size()) < k_; ++last) {
-        if (row.likely[last] >= likeliest) chosen.push_back(at(last));
-    }
-    for (int64_t i = 0; i < row.held; ++i) {
-        const bool among_best = i < last && row.likely[i] >= likeliest;
-        if (!among_best && !(row.upper[i] < row.floor)) chosen.push_back(at(i));
-    }
-    row.expected = k_;
-    close(row);
-}
-
-// The least exact score of the k likeliest columns: the k-th largest score is not below it.
-void ScreenedTopK::prove(Row& row) const {
-    const auto rest = row.candidates.begin() + k_;
-    row.proved = std::numeric_limits<double>::infinity();
-    for (auto c = row.candidates.begin(); c != rest; ++c) row.proved = std::fmin(row.proved, c->score);
+void ScreenedTopK::settle(Row& row) const {
+    const float proved = kth_lower(row);
     // columns that reach the proved floor may have been left out
-    const bool all = static_cast<int64_t>(row.candidates.size()) == columns_seen_;
-    row.whole = !all && row.proved < static_cast<double>(row.floor);
-    const auto below = [&](const Candidate& c) { return static_cast<double>(c.upper) < row.proved; };
-    row.candidates.erase(std::remove_if(rest, row.candidates.end(), below), row.candidates.end());
+    row.whole = row.count < columns_seen_ && proved < row.floor;
+    kernels_.drop_below(proved, row);
+}
+
+void ScreenedTopK::take(int64_t i, const Row& row, const double* scores) {
+    float* values = values_ + i * k_;
+    int32_t* columns = columns_ + i * k_;
+    if (std::any_of(scores, scores + row.count, [](double score) { return std::isnan(score); })) {
+        std::fill_n(values, k_, std::numeric_limits<float>::quiet_NaN());
+        std::iota(columns, columns + k_, 0);
+        return;
+    }
+    const auto write = [&](int64_t place, int64_t n) {
+        values[place] = relu_ && !(scores[n] > 0) ? 0.0f : static_cast<float>(scores[n]);
+        columns[place] = row.columns[n];
+    };
+    if (row.count <= kMostRanked) {
+        double padded[kMostRanked];
+        int64_t ranks[kMostRanked];
+        const int64_t count = (row.count + kRankStep - 1) / kRankStep * kRankStep;
+        std::copy_n(scores, row.count, padded);
+        std::fill(padded + row.count, padded + count, -kInfinity);
+        kernels_.rank_scores(padded, count, ranks);
+        for (int64_t n = 0; n < row.count; ++n) {
+            if (ranks[n] < k_) write(ranks[n], n);
+        }
+        return;
+    }
+    std::vector<int64_t> order(static_cast<size_t>(row.count));
+    std::iota(order.begin(), order.end(), 0);
+    const auto better = [&](int64_t one, int64_t other) {
+        return scores[one] > scores[other] || (scores[one] == scores[other] && one < other);
+    };
+    std::nth_element(order.begin(), order.begin() + (k_ - 1), order.end(), better);
+    std::sort(order.begin(), order.begin() + k_, better);
+    for (int64_t place = 0; place < k_; ++place) write(place, order[place]);
 }
 
 ScreenCounts ScreenedTopK::finish(const Encoder& encoder, float* values, int32_t* columns, bool relu,
                                   int64_t threads) {
-    const Rescoring rescoring(encoder, kernels_, threads);
-    for_screened(threads, [&](int64_t, Row& row) { choose(row); });
-    rescoring.score(expected());
-    for_screened(threads, [&](int64_t, Row& row) { prove(row); });
-    rescoring.score_in_float32(others());
-    std::vector<ScreenCounts> counts(rows_.size());
-    for_screened(threads, [&](int64_t i, Row& row) {
-        sift(row, i, rescoring, [&](int32_t) { return row.proved; }, counts[i]);
-    });
-    rescoring.score(others());
-    for_screened(threads, [&](int64_t i, Row& row) {
-        tally(row.candidates, counts[i]);
-        write_best(row.candidates, k_, relu, values + i * k_, columns + i * k_);
-    });
-    rescoring.score_whole(
-        whole_rows(), [&](int64_t i, const double* scores) { return rescoring.reaching_kth(i, scores, k_); },
-        [&](int64_t i, std::vector<Candidate>& kept) {
-            write_best(kept, k_, relu, values + i * k_, columns + i * k_);
-        });
-    return total(counts);
+    values_ = values;
+    columns_ = columns;
+    relu_ = relu;
+    return finish_rows(encoder, threads);
 }
 
 }  // namespace saerl

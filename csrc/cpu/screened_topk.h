@@ -1,8 +1,8 @@
 // The k largest scores of each row by int8 screening (screening.h).
 //
-// Floor while products come: the k-th largest of what scores likely are at least (screen_kernels.h). At the end the k
-// likeliest columns are scored, and the least of these k scores is a floor that is proved: what else reaches it is
-// settled. Where the proved floor is below the likely one, that was too high, and the row is scored whole.
+// Floor while products come: the k-th largest of what scores likely are at least (screen_kernels.h). The k-th largest
+// of what they are at least by their float32 dots is a floor that is proved. Where it is below the likely one, that was
+// too high, and the row is scored whole.
 //
 // Descending; ties to the lower column; a row with a NaN score gives NaN values and columns 0..k-1.
 #pragma once
@@ -15,7 +15,7 @@ namespace saerl {
 
 class ScreenedTopK : public Screen {
   public:
-    ScreenedTopK(int64_t rows, int64_t k, int64_t limit, const ScreenKernels& kernels);
+    ScreenedTopK(int64_t k, int64_t limit, float trust, const ScreenKernels& kernels);
 
     // Write the result.
     ScreenCounts finish(const Encoder& encoder,
@@ -27,11 +27,15 @@ class ScreenedTopK : public Screen {
 
   private:
     void make_room(Row& row) const override;
-    float kth_likely(const Row& row) const;
-    void choose(Row& row) const;
-    void prove(Row& row) const;
+    void screen(Row& row) const override;
+    void settle(Row& row) const override;
+    void take(int64_t i, const Row& row, const double* scores) override;
+    float kth_lower(const Row& row) const;
 
     int64_t k_;
+    float* values_ = nullptr;
+    int32_t* columns_ = nullptr;
+    bool relu_ = false;
 };
 
 }  // namespace saerl

@@ -6,14 +6,15 @@ Trick:  csrc/cpu/screening.h. The product of rounded rows bounds every score (Ca
         proved to be out, and the few that are left are scored in float64, so what is kept is what float64 keeps,
         without the rule for near ties that float32 needs.
 
-The bound of pair (i, j), with y, v the scaled rows and dy, dv what rounding changed in them:
+The bound of pair (i, j), with y, v the scaled and rotated rows and dy, dv what rounding changed in them:
 
     |score - estimate| <= |scale_j| ((|dy_i| + SLACK |y_i|) (|v_j| + |dv_j|) + |y_i| |dv_j|) (1 + SLACK)
                           + BIAS_SLACK (|scale_j b_j| + theta_j)
 
 SLACK covers what is not Cauchy-Schwarz: float32 arithmetic on the estimate and on the bound itself (12 roundings of
 2^-24, of numbers that are at most 2 |y| |v|, in all below 0.75 * 2^-19 |y| |v|), and float64 arithmetic of the
-score and of the norms ((D + 8) 2^-53, below 2^-35). BIAS_SLACK covers the roundings of the bias, and of a threshold
+score, of scaling and rotation (two factors whose product is 1 within 2^-50, sums of 64) and of the norms
+((D + 100) 2^-53, below 2^-35). BIAS_SLACK covers the roundings of the bias, and of a threshold
 theta_j where there is one: it is subtracted before the products come and added again to what they leave (5 roundings
 of 2^-24). Numbers are kept so far from the ends of the float32 range that nothing over- or underflows
 (screen_kernels.h, Quantised); rows outside are scored whole, latents outside are scored for every row.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,14 +40,20 @@ from saerl_fast.kernels.int8_weights import SAMPLE_ROWS, Int8WeightsCache, Quant
 logger = logging.getLogger(__name__)
 
 TOKENS = 1024
-"""Rows of one block."""
-LATENTS = 256
-"""Columns of one block of products: with TOKENS rows 1 MB of int32, which stay in the cache."""
+"""Rows of one block: the weights are read from memory once for all of them."""
+FEW_TOKENS = 256
+"""Rows of one block where the weights stay in the cache anyway, so that less has to be held."""
+CACHED_NUMBERS = 2**22
+"""So many weights stay in the cache."""
+PRODUCTS = 2**18
+"""Numbers of one block of products: 1 MB of int32, which stay in the cache."""
 SLACK = 2.0**-19
 BIAS_SLACK = 2.0**-21
 LEAST_SCALE, MOST_SCALE, MOST_BIAS = 2.0**-30, 2.0**30, 2.0**90
 MOST_SURVIVORS = 8192
 """Beyond these, or a quarter of all latents, a row is scored whole."""
+TRUST = 2.5
+"""Root of D times the share of a bound that `trust` gives: 3.5 times the usual error."""
 MANY_WHOLE = 0.25
 """Share of a block's rows scored whole beyond which screening is slower than backend `cpu`."""
 
@@ -119,11 +127,13 @@ class Screening:
         self._bias = b_enc.float().contiguous()
         self._scale = None if scale is None else scale.float().contiguous()
         self._latents = latent_terms(self._weights.rows, self._bias, self._scale, theta)
-        self._products = torch.empty(min(TOKENS, self._n_rows) * min(LATENTS, len(self._bias)), dtype=torch.int32)
+        self._tokens = min(TOKENS if w_enc.numel() > CACHED_NUMBERS else FEW_TOKENS, self._n_rows)
+        self._width = min(PRODUCTS // self._tokens, len(self._bias))
+        self._products = torch.empty(self._tokens * self._width, dtype=torch.int32)
 
     def blocks(self) -> Iterator[slice]:
-        """The rows, TOKENS at a time."""
-        return (slice(start, min(start + TOKENS, self._n_rows)) for start in range(0, self._n_rows, TOKENS))
+        """The rows, so many at a time as one screen takes."""
+        return (slice(start, min(start + self._tokens, self._n_rows)) for start in range(0, self._n_rows, self._tokens))
 
     def absorb(self, screen: native.Screen, rows: slice) -> native.ScreenedEncoder:
         """Multiply block by block into the buffer, and hand each block to the screen while it is in the cache.
@@ -133,15 +143,14 @@ class Screening:
         x = self._rows(rows).contiguous()
         wide_shift = self._shift.double()
         quantised = quantise(x, wide_shift, -self._weights.exponents)
-        terms, w = row_terms(quantised), self._weights.rows.q
-        for first in range(0, len(w), LATENTS):
-            columns = slice(first, min(first + LATENTS, len(w)))
-            products = self._products[: len(x) * (columns.stop - first)].view(len(x), columns.stop - first)
-            int8_product.multiply(quantised.q, w[columns], products)
-            screen.absorb(products, LatentTerms(*(term[columns] for term in self._latents)), terms)
-        return native.ScreenedEncoder(
-            x, wide_shift, self._shift, self._weights.w, self._bias, self._scale, terms.size, self._latents.reach
-        )
+        screen.start(self._latents, row_terms(quantised))
+        w = self._weights.rows.q
+        for first in range(0, len(w), self._width):
+            width = min(self._width, len(w) - first)
+            products = self._products[: len(x) * width].view(len(x), width)
+            int8_product.multiply(quantised.q, w[first : first + width], products)
+            screen.absorb(products)
+        return native.ScreenedEncoder(x, wide_shift, self._shift, self._weights.w, self._bias, self._scale)
 
     def _rows(self, rows: slice) -> Tensor:
         return (self._x[rows] if self._row_index is None else self._x[self._row_index[rows]]).float()
@@ -174,6 +183,15 @@ def latent_terms(w: QuantisedRows, bias: Tensor, scale: Tensor | None, theta: Te
         torch.where(fits, torch.where(offset == -torch.inf, offset, low), 0).float(),
         torch.where(fits, torch.where(offset == -torch.inf, offset, high), 0).float(),
     )
+
+
+def trust(width: int) -> float:
+    """The share of its bound that a score is seldom further away from its estimate.
+
+    The proof takes the worst directions; real errors point anywhere, so that they are about Gaussian, and 0.7 / sqrt(D)
+    of the bound in the root mean square. Where less is trusted, more survives; where more, rows are scored whole.
+    """
+    return TRUST / math.sqrt(max(width, int8_product.CHANNEL_STEP))
 
 
 def most_survivors(n_latents: int) -> int:

@@ -1,10 +1,13 @@
 """Encoder weights as int8 rows, prepared once and kept for the next call.
 
-    w[j][c] * 2^e[c] = step[j] * q[j][c] + error,     x[i][c] - b_dec[c] is multiplied by 2^-e[c] in turn
+    rotated(w[j][c] * 2^e[c]) = step[j] * q[j] + error,     x[i][c] - b_dec[c] is multiplied by 2^-e[c] in turn
 
-The exponents e balance the channels (2^e near the root of max |x| / max |w|), so that a few massive channels do not
-take the eight bits from all the others. They are powers of two: scaling is exact. They come from the rows of the
-first call, and a poor choice costs time only, since every result is proved or computed in float64 (int8_screening.py).
+The exponents e balance the channels: 2^e is the root of |x| / |w|, channel by channel, which is what makes the product
+of the lengths of rows least, and the bound with it (Cauchy-Schwarz). Then each 64 channels are rotated (a Hadamard
+matrix over its root, csrc/cpu/screen_kernels.h), so that a few large numbers do not take the eight bits from all the
+others. Both leave the products of rows as they are, but for roundings of float64, which the bound allows for. The
+exponents come from the rows of the first call, and a poor choice costs time only, since every result is proved or
+computed in float64 (int8_screening.py).
 """
 
 from __future__ import annotations
@@ -51,19 +54,19 @@ class Int8Weights:
     """[M, D] float32, contiguous: w_enc itself where it is so already"""
     rows: QuantisedRows
     exponents: Tensor
-    """[D] float64, whole numbers: the channels of w were multiplied by 2^e"""
+    """[D] float64: the channels of w were multiplied by 2^e"""
     sample_rows: int
     """Rows in the sample"""
 
 
 def quantise(rows: Tensor, shift: Tensor, exponents: Tensor, isa: str = "auto") -> QuantisedRows:
-    """(rows - shift) * 2^exponents as int8.
+    """(rows - shift) * 2^exponents, rotated, as int8.
 
-    rows [N, D] float32   shift [D] float64   exponents [D] float64, whole numbers
+    rows [N, D] float32   shift [D] float64   exponents [D] float64
     """
     count, width = rows.shape
     rows = rows.contiguous()
-    factor = torch.ldexp(torch.ones_like(exponents), exponents)
+    factor = exponents.exp2()
     padded = -(-width // CHANNEL_STEP) * CHANNEL_STEP
     q = torch.empty(count, padded, dtype=torch.int8)
     steps = torch.empty(count, dtype=torch.float32)
@@ -81,13 +84,20 @@ def balance(sample: Tensor, w: Tensor) -> Tensor:
     finite = sample[sample.isfinite().all(dim=1)]
     if len(finite) == 0:
         return torch.zeros(w.shape[1], dtype=torch.float64)
-    largest_x = finite.abs().amax(dim=0).double()
-    largest_w = torch.maximum(w.amax(dim=0), -w.amin(dim=0)).double()
-    exponents = (0.5 * (largest_x.log2() - largest_w.log2())).round().clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+    size_x, size_w = channel_sizes(finite), channel_sizes(w)
+    exponents = (0.5 * (size_x.log2() - size_w.log2())).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
     # a channel that is zero in the sample or in the weights says nothing: it gets what is usual
-    known = (largest_x > 0) & (largest_w > 0) & largest_w.isfinite()
+    known = (size_x > 0) & (size_w > 0) & size_w.isfinite()
     usual = exponents[known].median() if bool(known.any()) else torch.zeros((), dtype=torch.float64)
     return torch.where(known, exponents, usual)
+
+
+def channel_sizes(rows: Tensor) -> Tensor:
+    """The root of the mean square of each channel of [N, D] float32: [D] float64."""
+    squares = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part in torch.split(rows, SAMPLE_ROWS):
+        squares += part.double().square().sum(dim=0)
+    return (squares / len(rows)).sqrt()
 
 
 class Int8WeightsCache:

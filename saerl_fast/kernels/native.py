@@ -169,10 +169,6 @@ class ScreenedEncoder(NamedTuple):
     """[M] float32"""
     scale: Tensor | None
     """[M] float32"""
-    size: Tensor
-    """[rows] float32, as in the terms of the rows"""
-    reach: Tensor
-    """[M] float32, as in the terms of the latents"""
 
 
 class ScreenResult(NamedTuple):
@@ -195,22 +191,27 @@ class Screen:
 
     def __init__(self, compiled: Any) -> None:
         self._native = compiled
+        self._terms: tuple[Tensor, ...] = ()
 
-    def absorb(self, products: Tensor, latents: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> None:
-        """Take the next columns: products [rows, width] int32, contiguous.
+    def start(self, latents: tuple[Tensor, ...], rows: tuple[Tensor, ...]) -> None:
+        """Begin with the next rows. latents: scale, reach, error, low, high [M]; rows: step, spread, size [N]; float32,
+        contiguous."""
+        self._terms = (*latents, *rows)  # the screen looks at them until it has finished
+        self._native.start(len(rows[0]), [address(term) for term in latents], [address(term) for term in rows])
 
-        latents: scale, reach, error, low, high [width]; rows: step, spread, size [rows]; float32.
-        """
-        self._native.absorb(
-            address(products), products.shape[1], *(address(term) for term in (*latents, *rows)), threads()
-        )
+    def absorb(self, products: Tensor) -> None:
+        """Take the next columns: products [N, width] int32, contiguous."""
+        self._native.absorb(address(products), products.shape[1], threads())
 
 
 class ScreenedTopK(Screen):
-    """The k largest of each row. A row with more than `limit` survivors is scored whole."""
+    """The k largest of each row. A row with more than `limit` survivors is scored whole.
 
-    def __init__(self, rows: int, k: int, limit: int, isa: str = "auto") -> None:
-        super().__init__(module().ScreenedTopK(rows, k, limit, isa))
+    trust: the share of its bound that a score is seldom further away from its estimate.
+    """
+
+    def __init__(self, k: int, limit: int, trust: float, isa: str = "auto") -> None:
+        super().__init__(module().ScreenedTopK(k, limit, trust, isa))
 
     def finish(self, encoder: ScreenedEncoder, values: Tensor, indices: Tensor, relu: bool) -> ScreenResult:
         """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32."""
@@ -220,8 +221,8 @@ class ScreenedTopK(Screen):
 class ScreenedThreshold(Screen):
     """All of each row above a bound per latent; the terms of the latents are those of score - bound."""
 
-    def __init__(self, rows: int, limit: int, isa: str = "auto") -> None:
-        super().__init__(module().ScreenedThreshold(rows, limit, isa))
+    def __init__(self, limit: int, trust: float, isa: str = "auto") -> None:
+        super().__init__(module().ScreenedThreshold(limit, trust, isa))
 
     def finish(self, encoder: ScreenedEncoder, bound: Tensor) -> ScreenResult:
         """Score the survivors; bound [M] float64, contiguous, none of them NaN or below 0."""
@@ -233,5 +234,5 @@ class ScreenedThreshold(Screen):
 
 
 def _parts(e: ScreenedEncoder) -> tuple[int, ...]:
-    rest = (e.shift, e.float_shift, e.w, e.bias, e.scale, e.size, e.reach)
+    rest = (e.shift, e.float_shift, e.w, e.bias, e.scale)
     return address(e.x), e.x.shape[1], *(address(part) for part in rest)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
-from saerl_fast.kernels.int8_screening import Screening, count, most_survivors
+from saerl_fast.kernels.int8_screening import Screening, count, most_survivors, trust
 
 PAYS_NOT = "the float32 product is faster for so few channels or latents"
 """Why `pays` said no."""
@@ -44,8 +44,8 @@ def encode(
     if n_rows:
         least = bounds(theta, len(b_enc))
         screening = Screening(x, w_enc, b_enc, b_dec, scale, row_index, least)
+        screen = native.ScreenedThreshold(survivors_limit(len(b_enc)), trust(x.shape[1]))
         for rows in screening.blocks():
-            screen = native.ScreenedThreshold(rows.stop - rows.start, survivors_limit(len(b_enc)))
             encoder = screening.absorb(screen, rows)
             count("threshold_encode", rows.stop - rows.start, screen.finish(encoder, least))
             kept = screen.write(counts[rows])

@@ -3,7 +3,7 @@
     h = scale * ((x - b_dec) w_enc^T + b_enc);   values, indices = topk_j h     in float64, rounded to float32 once
 
 Floor:  the int8 product (2 N M D byte operations) and a float64 dot for each of the k latents of a row.
-Trick:  int8_screening.py, csrc/cpu/screened_topk.h. About three k latents per row cannot be ruled out by the bytes;
+Trick:  int8_screening.py, csrc/cpu/screened_topk.h. About four k latents per row cannot be ruled out by the bytes;
         nearly all of those beyond k are by their float32 scores.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
-from saerl_fast.kernels.int8_screening import Screening, count, most_survivors
+from saerl_fast.kernels.int8_screening import Screening, count, most_survivors, trust
 
 PAYS_NOT = "the float32 product is faster for so few channels or latents, or so many kept ones"
 """Why `pays` said no."""
@@ -40,9 +40,8 @@ def encode(
     if n_rows == 0:
         return values, indices
     screening = Screening(x, w_enc, b_enc, b_dec, scale, row_index)
-    limit = survivors_limit(k, len(b_enc))
+    screen = native.ScreenedTopK(k, survivors_limit(k, len(b_enc)), trust(x.shape[1]))
     for rows in screening.blocks():
-        screen = native.ScreenedTopK(rows.stop - rows.start, k, limit)
         encoder = screening.absorb(screen, rows)
         count("topk_encode", rows.stop - rows.start, screen.finish(encoder, values[rows], indices[rows], relu))
     return values, indices
@@ -60,4 +59,4 @@ def pays(width: int, n_latents: int, k: int) -> bool:
     its survivors grows with k, what the product saves with D M. Where it changes over was found on one processor, with
     AMX; docs/measured.md says what is measured, and that others may change over elsewhere.
     """
-    return width >= 512 and n_latents >= 8192 and 128 * k <= n_latents
+    return width >= 384 and n_latents >= 4096 and 128 * k <= n_latents

@@ -101,22 +101,22 @@ SEEDS = (
     seed(
         "scores equal to their threshold kept after screening",
         "tests/kernels/test_threshold_int8.py::test_equal_is_not_above",
-        ("csrc/cpu/screened_threshold.cpp", "c.score > bound[c.column] &&", "c.score >= bound[c.column] &&"),
+        ("csrc/cpu/screened_threshold.cpp", "scores[n] > bound_[column] &&", "scores[n] >= bound_[column] &&"),
     ),
     seed(
         "survivors of the screening cut off at their limit",
         "tests/kernels/test_threshold_int8.py tests/kernels/test_topk_int8.py",
-        ("csrc/cpu/screening.cpp", "row.whole = row.held > limit_;", "row.held = std::min(row.held, limit_);"),
+        ("csrc/cpu/screening.cpp", "row.whole = row.count > limit_;", "row.count = std::min(row.count, limit_);"),
     ),
     seed(
-        "float32 scores of the others stand as they are (topk)",
+        "a likely floor believed without proof",
         "tests/kernels/test_topk_int8.py",
-        ("csrc/cpu/screened_topk.cpp", "    rescoring.score(others());\n", ""),
+        ("csrc/cpu/screened_topk.cpp", "columns_seen_ && proved < row.floor;", "columns_seen_ && false;"),
     ),
     seed(
-        "float32 scores of the others stand as they are (threshold)",
-        "tests/kernels/test_threshold_int8.py",
-        ("csrc/cpu/screened_threshold.cpp", "    rescoring.score(others());\n", ""),
+        "float32 scores taken for exact",
+        "tests/kernels/test_topk_int8.py tests/kernels/test_threshold_int8.py",
+        ("csrc/cpu/screen_loops.h", "d.reach[j] * d.size;", "0 * d.reach[j] * d.size;"),
     ),
     seed(
         "memory kept and handed out twice",

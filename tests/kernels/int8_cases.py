@@ -30,6 +30,15 @@ def massive(arguments):
     return arguments | {"x": x}
 
 
+def rotated(rows):
+    """Each 64 channels multiplied by a Hadamard matrix over its root, in float64; zeros up to a multiple of 64."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < 64:
+        matrix = torch.cat([torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)])
+    padded = torch.nn.functional.pad(rows.double(), (0, -rows.shape[1] % 64))
+    return (padded.view(len(rows), -1, 64) @ matrix / 8).view(len(rows), -1)
+
+
 def scores(arguments):
     """h [N, M] in float64."""
     x = arguments["x"].double()
