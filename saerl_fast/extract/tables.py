@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 METADATA = b"saerl_fast"
+ROWS_AT_ONCE = 1024
+"""Rows of a table in memory, where it has no shards."""
 OURS = ("id", "saerl_idx", "saerl_val", "saerl_status", "saerl_n_tokens", "saerl_hidden")
 
 
@@ -72,13 +74,15 @@ def export_dataset(folder: str | os.PathLike[str], path: str | os.PathLike[str])
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch,
         naming_full_disk(target.parent),
     ):
-        table, complete = Path(scratch) / "rows.parquet", Path(scratch) / "rows"
-        rows = export_parquet(folder, table)
-        found = datasets.Dataset.from_parquet(str(table), cache_dir=scratch, keep_in_memory=False)
-        found.info.description = _arrow().parquet.read_schema(table).metadata[METADATA].decode()
+        described, table, complete = _Described(Path(folder)), Path(scratch) / "rows.arrow", Path(scratch) / "rows"
+        with _arrow().ipc.new_stream(str(table), described.schema) as writer:
+            for part in described.tables():
+                writer.write_table(part)
+        found = datasets.Dataset.from_file(str(table))  # mapped, not read
+        found.info.description = described.schema.metadata[METADATA].decode()
         found.save_to_disk(complete)
         commit_folder(complete, target)
-    return rows
+        return len(found)
 
 
 def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
@@ -105,7 +109,7 @@ def read_parquet(path: str | os.PathLike[str]) -> Iterator[SparseFeatures]:
             yield from_table(table, described, str(path))
 
 
-def from_dataset(dataset: Any, rows_at_once: int = 1024) -> Iterator[SparseFeatures]:
+def from_dataset(dataset: Any, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[SparseFeatures]:
     """The rows of a ``datasets.Dataset`` that ``export_dataset`` wrote and ``load_from_disk`` read.
 
     An iterator of SparseFeatures, of ``rows_at_once`` rows each.
@@ -240,7 +244,7 @@ class _Described:
         rows = iterate_columns(self.folder)
         found: dict[str, Any] = {}
         as_json: list[str] = []
-        while chunk := list(islice(rows, 4096)):
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for name in dict.fromkeys(name for row in chunk for name in row):
                 if name in OURS[1:]:
                     raise InputError(f"{self.folder}: its texts came with a column {name!r}, which is a name of ours")

@@ -1,5 +1,6 @@
 """kill -9 at named points and at random ones: nothing lost, nothing doubled, the same bytes, at most a shard done twice."""
 
+import hashlib
 import os
 import random
 import signal
@@ -9,14 +10,17 @@ import pytest
 
 from saerl_fast import durable
 from saerl_fast.extract import store as store_module
+from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.inspect import verify_store
-from saerl_fast.extract.store import StoreWriter
+from saerl_fast.extract.run import Task, write_features
+from saerl_fast.extract.shard import ShardRows
 from tests.attacks.disk import StandIn
 from tests.extract.stores import content, job, rows
 from tests.nightly.sizes import daily_and_nightly
 
 ROWS, SHARD_ROWS = 10_240, 256
-JOB = job(ROWS, SHARD_ROWS)
+LINES = to_json_lines([{"level": row} for row in range(ROWS)])
+JOB = job(ROWS, SHARD_ROWS, columns=hashlib.sha256(LINES).hexdigest())
 SHARDS = {"first": 0, "middle": 19, "last": 39}
 POINTS = (
     "begun",
@@ -38,19 +42,33 @@ def computed():
     return [rows(JOB.span(shard).start, JOB.span(shard).stop) for shard in range(JOB.shards)]
 
 
+class Known(Task):
+    """A task whose rows are known; reach(point, shard) is called on the way, and log gets a byte a computed shard."""
+
+    def compute(self, shard, advance, recorded=None):
+        self.reach("begun", shard)
+        with open(self.log, "ab") as file:
+            file.write(b".")
+        self.reach("computed", shard)
+        return ShardRows(self.computed[shard], [(SHARD_ROWS, 7)], split=False)
+
+    def report_sanity(self, folder):
+        pass
+
+
 def run(folder, computed, log, reach=lambda *_: None):
-    """What featurize does; reach(point, shard) is called on the way, and log gets a byte a computed shard."""
-    with StoreWriter(folder, JOB) as store:
-        for shard in store.shards:
-            if store.has(shard):
-                continue
-            reach("begun", shard)
-            with open(log, "ab") as file:
-                file.write(b".")
-            reach("computed", shard)
-            store.write(shard, computed[shard], [(SHARD_ROWS, 7)])
-            reach("committed", shard)
-        store.finish()
+    """What featurize does when it has read its model."""
+    task = Known(JOB, [], [], LINES, None, None, None)
+    vars(task).update(computed=computed, log=log, reach=reach)
+    done = []
+
+    def committed(rows):
+        done.append(rows)
+        reach("committed", len(done) - 1)
+
+    write_features(task, folder, each_shard=committed, progress=False)
+    assert [len(rows) for rows in done] == [SHARD_ROWS] * JOB.shards
+    assert done[-1].ids == computed[-1].ids
 
 
 class Watching(StandIn):
