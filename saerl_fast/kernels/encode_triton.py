@@ -18,10 +18,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native, triton_runtime
-from saerl_fast.kernels.folded_bias import folded_bias
+from saerl_fast.kernels.folded_bias import folded_bias, row_sums
 from saerl_fast.kernels.latent_groups import compiled_select, group_size_for
+from saerl_fast.kernels.row_norms_triton import row_norms
 from saerl_fast.kernels.scores_cuda import HALVES, padded, queue_of, rows_per_chunk
-from saerl_fast.kernels.scores_triton import scores_kernel
+from saerl_fast.kernels.scores_triton import AFTER, BEFORE, scores_kernel
 from saerl_fast.kernels.select_triton import row_counts_kernel, threshold_kernel, topk_kernel
 from saerl_fast.kernels.threshold_cuda import least_kept
 
@@ -100,6 +101,7 @@ class ScoreChunks:
         group: int,
         theta: Tensor | None = None,
         bounds: UpperBounds | None = None,
+        norm: str = "none",
     ) -> None:
         self._x, self._w, self._row_index = x, w_enc, None if row_index is None else row_index.contiguous()
         self._half = x.dtype == w_enc.dtype and x.dtype in HALVES
@@ -114,6 +116,8 @@ class ScoreChunks:
         if self._half and self._centre is not None:
             self._bias, self._centre = folded_bias(w_enc, self._bias, self._centre), None
         self._scale = None if scale is None else scale.float().contiguous()
+        self._norms = None if norm == "none" else row_norms(x, self._row_index, norm)
+        self._sums = row_sums(w_enc) if self._half and norm == "layer_norm" else None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slices of the rows, their scores [rows, M] and groups [rows, n_groups]: written anew for the next one."""
@@ -129,32 +133,43 @@ class ScoreChunks:
             yield rows, scores, groups[:n_rows]
 
     def _multiply(self, rows: slice, scores: Tensor, groups: Tensor) -> None:
+        self._launch(rows, scores, groups, None)
+        if self._norms is not None and self._sums is not None:
+            # nothing is done, and nobody waits to know, where no row of the chunk is steep
+            self._launch(rows, scores, groups, self._norms.steep[rows].amax(dim=0, keepdim=True))
+
+    def _launch(self, rows: slice, scores: Tensor, groups: Tensor, some_steep: Tensor | None) -> None:
+        """Multiply the rows of a chunk: all, or in float32 those that are steep."""
         x = self._x if self._row_index is not None else self._x[rows]
         index = None if self._row_index is None else self._row_index[rows]
         n_rows, width = len(scores), x.shape[1]
         programs, hopper = _device(x.device.index)
-        tiles = tiles_for(self._half, hopper)
-        by_block = hopper and self._half
+        half = self._half and some_steep is None
+        tiles = tiles_for(half, hopper)
+        by_block = hopper and half
         x_blocks = by_block and index is None and _fits_copy_engine(x)
         w_blocks = by_block and _fits_copy_engine(self._w)
         here = TensorDescriptor.from_tensor(x, [tiles.rows, tiles.channels]) if x_blocks else x
         weights = TensorDescriptor.from_tensor(self._w, [tiles.latents, tiles.channels]) if w_blocks else self._w
         n_tiles = triton.cdiv(n_rows, tiles.rows) * triton.cdiv(self.n_latents, tiles.latents)
-        bounds = self._bounds
         # an argument that is absent gets a tensor of its type that is not read
         any_float = self._bias
+        bounds, norms = self._bounds, None if self._norms is None else self._norms.of(rows)
         per_row = (bounds.row_error[rows], bounds.row_size[rows]) if bounds else (any_float, any_float)
         per_latent = (bounds.latent_size, bounds.latent_error) if bounds else (any_float, any_float)
+        normed = norms or (any_float,) * 4
         with triton_runtime.on_device_of(x):
             scores_kernel[(min(programs, n_tiles),)](
                 here, weights, self._bias, _or(self._scale, any_float), _or(self._centre, any_float),
-                _or(index, any_float), _or(self._theta, any_float), *per_row, *per_latent, scores, groups,
-                n_rows, x.shape[0], self.n_latents, width, self.n_groups,
-                *x.stride(), *self._w.stride(), scores.stride(0),
+                _or(index, any_float), _or(self._theta, any_float), *per_row, *per_latent, *normed[:3],
+                _or(self._sums, any_float), normed[3], _or(some_steep, any_float), scores, groups, n_rows, x.shape[0],
+                self.n_latents, width, self.n_groups, *x.stride(), *self._w.stride(), scores.stride(0),
                 HAS_INDEX=index is not None, HAS_SCALE=self._scale is not None,
-                HAS_CENTRE=self._centre is not None, WIDEN=self._widen, X_BLOCKS=x_blocks, W_BLOCKS=w_blocks,
-                COUNT=self._theta is not None, BOUND=bounds is not None, BLOCK_N=tiles.rows, BLOCK_M=tiles.latents,
-                BLOCK_D=tiles.channels, GROUP=self.group, STRIPE=8, num_warps=tiles.warps, num_stages=tiles.stages,
+                HAS_CENTRE=self._centre is not None, WIDEN=self._widen or not half, X_BLOCKS=x_blocks,
+                W_BLOCKS=w_blocks, COUNT=self._theta is not None, BOUND=bounds is not None,
+                NORM=0 if norms is None else (AFTER if half else BEFORE), CENTRED=self._sums is not None,
+                ONLY_STEEP=some_steep is not None, BLOCK_N=tiles.rows, BLOCK_M=tiles.latents, BLOCK_D=tiles.channels,
+                GROUP=self.group, STRIPE=8, num_warps=tiles.warps, num_stages=tiles.stages,
             )  # fmt: skip
 
 
@@ -171,9 +186,11 @@ def topk(
     scale: Tensor | None,
     row_index: Tensor | None,
     relu: bool,
+    norm: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """The contract of `ops.topk_encode`; arguments are checked but for row_index, none is float64."""
-    return select(ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, group_size_for(w_enc.shape[0], k)), k, relu)
+    group = group_size_for(w_enc.shape[0], k)
+    return select(ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, group, norm=norm), k, relu)
 
 
 def select(chunks: ScoreChunks, k: int, relu: bool) -> tuple[Tensor, Tensor]:
@@ -214,10 +231,11 @@ def threshold(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
     float64 but theta."""
-    return csr_capacity.collect(_threshold_work(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+    return csr_capacity.collect(_threshold_work(x, w_enc, b_enc, theta, b_dec, scale, row_index, norm))
 
 
 def threshold_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
@@ -233,9 +251,10 @@ def _threshold_work(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: str = "none",
 ) -> csr_capacity.Work:
     least = least_kept(theta, w_enc.shape[0], x.device)
-    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, COUNT_GROUP, theta=least)
+    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, COUNT_GROUP, theta=least, norm=norm)
 
     def run(indptr: Tensor, indices: Tensor, values: Tensor) -> None:
         for rows, scores, counts in chunks:

@@ -33,3 +33,9 @@ def folded_bias(w_enc: Tensor, b_enc: Tensor, b_dec: Tensor) -> Tensor:
         rows = slice(start, start + step)
         folded[rows] = torch.addmv(b_enc[rows].double(), w_enc[rows].double(), b_dec.double(), alpha=-1)
     return folded
+
+
+def row_sums(w_enc: Tensor) -> Tensor:
+    """The sum of each row of w_enc [M, D]: float32 [M], summed in float64 and rounded once."""
+    none, ones = (make(n, device=w_enc.device) for make, n in zip((torch.zeros, torch.ones), w_enc.shape, strict=True))
+    return -folded_bias(w_enc, none, ones)

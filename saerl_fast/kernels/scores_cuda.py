@@ -7,8 +7,9 @@ Written in float32 into one reused buffer. What is missing to h = scale * ((x - 
 a scale per column, which the selects add on the way: `bias` is b_enc, or b_enc - w_enc b_dec where x was taken as it
 is (summed in float64, folded_bias.py).
 
-Rows are gathered chunk by chunk; a row_index that names no row of x makes a row of NaN. Nothing here waits for the
-device.
+An input norm is applied to each chunk, in float32: backend `triton`, which keeps 16-bit x on the tensor cores all the
+same, is taken before this one there. Rows are gathered chunk by chunk; a row_index that names no row of x makes a row
+of NaN. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from saerl_fast.kernels import native
 from saerl_fast.kernels.folded_bias import folded_bias
+from saerl_fast.kernels.input_norm import InputNorm, normalised
 from saerl_fast.kernels.precision import full_float32
 
 BUFFER_NUMBERS = 2**27
@@ -72,8 +74,11 @@ class ScoreChunks:
         b_dec: Tensor | None,
         scale: Tensor | None,
         row_index: Tensor | None,
+        norm: InputNorm = "none",
     ) -> None:
-        self._as_they_are = x.dtype == w_enc.dtype and x.dtype in HALVES and hasattr(torch.ops.aten.mm, "dtype_out")
+        same = x.dtype == w_enc.dtype and x.dtype in HALVES and norm == "none"
+        self._as_they_are = same and hasattr(torch.ops.aten.mm, "dtype_out")
+        self._norm = norm
         # a row must lie together to be copied
         self._x = x if row_index is None or x.stride(1) == 1 else x.contiguous()
         self._w = w_enc if self._as_they_are else w_enc.float()
@@ -113,7 +118,8 @@ class ScoreChunks:
         if self._as_they_are:
             half_product(chunk, self._w, scores)
             return
-        centred = chunk.float() if self._centre is None else chunk.float() - self._centre
+        seen = normalised(chunk, self._norm).float()
+        centred = seen if self._centre is None else seen - self._centre
         with full_float32():
             torch.mm(centred, self._w.T, out=scores)
 

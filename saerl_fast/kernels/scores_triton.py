@@ -15,6 +15,16 @@ Trick:  cuBLAS leaves scores that have to be read whole to find the best of them
 (folded_bias.py). Other types are multiplied in float32 without shortcuts, and b_dec is subtracted from x first. A
 row_index that names no row of x makes a row of NaN; nothing is read there.
 
+An input norm x' = (x - mean) factor is applied without a copy of x, from what row_norms_triton.py knows of its rows:
+
+    AFTER    (x' - b_dec) . w = (x . w - mean sum(w)) factor - b_dec . w       16-bit x and w, on the tensor cores
+    BEFORE   x' in float32 as a tile is loaded                                 other types
+
+AFTER keeps x as it is, where x' rounded to 16 bits would change the set. It multiplies numbers of the size of x, not of
+x - mean: up to a mean of 2 standard deviations (STEEP) these are 2.24 times as long, and so is the error of the
+accumulation; its own roundings are below 6 2^-24 |x'| |w|, of the 16 2^-24 that "exact" allows. Rows that are steeper,
+few or none, are multiplied again BEFORE, in a second launch that ends at once where a chunk has none: nobody waits.
+
 The wide tile of Hopper takes 210 to 243 of 255 registers and spills nothing (tests/kernels/test_compile_ahead.py).
 Where the addresses allow, w_enc and x come by the bulk copy engine (tensor descriptors: Hopper and newer), else
 each thread fetches its own part. Not timed yet: docs/measured.md.
@@ -28,6 +38,8 @@ import triton.language as tl
 LEAST_INT = tl.constexpr(-(2**31))
 MOST_INT = tl.constexpr(2**31 - 1)
 SPOILT_COUNT = tl.constexpr(255)
+AFTER, BEFORE = tl.constexpr(1), tl.constexpr(2)
+"""Where an input norm is applied: to the products, or to x."""
 
 
 @triton.jit
@@ -60,13 +72,17 @@ def rows_of_x(row_index, row, n_rows, x_rows, HAS_INDEX: tl.constexpr):
 
 @triton.jit
 def product_of_tile(
-    x, w, centre, source, named, latent, first_row, first_latent, n_latents, width,
+    x, w, centre, mean, rest, factor, source, named, latent, row, first_row, first_latent, n_rows, n_latents, width,
     x_row_stride, x_column_stride, w_row_stride, w_column_stride,
-    X_BLOCKS: tl.constexpr, W_BLOCKS: tl.constexpr, HAS_CENTRE: tl.constexpr, WIDEN: tl.constexpr,
+    X_BLOCKS: tl.constexpr, W_BLOCKS: tl.constexpr, HAS_CENTRE: tl.constexpr, WIDEN: tl.constexpr, NORM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(x - centre) w^T of one tile [BLOCK_N, BLOCK_M] float32."""
+    """(x - centre) w^T of one tile [BLOCK_N, BLOCK_M] float32; x' in place of x where NORM is BEFORE."""
     total = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    if NORM == BEFORE:
+        high = tl.load(mean + row, mask=row < n_rows, other=0.0)[:, None]
+        low = tl.load(rest + row, mask=row < n_rows, other=0.0)[:, None]
+        times = tl.load(factor + row, mask=row < n_rows, other=0.0)[:, None]
     for start in range(0, width, BLOCK_D):
         channel = start + tl.arange(0, BLOCK_D)
         inside = channel < width
@@ -82,6 +98,8 @@ def product_of_tile(
             right = tl.load(w + w_places, mask=(latent < n_latents)[None, :] & inside[:, None], other=0.0)
         if WIDEN:
             left, right = left.to(tl.float32), right.to(tl.float32)
+        if NORM == BEFORE:
+            left = tl.where(inside[None, :], (left - high - low) * times, 0.0)
         if HAS_CENTRE:
             left -= tl.load(centre + channel, mask=inside, other=0.0)[None, :]
         total = tl.dot(left, right, total, input_precision="ieee")
@@ -90,16 +108,24 @@ def product_of_tile(
 
 @triton.jit
 def leave_part(
-    h, first_row, first_latent, bias, scale, theta, named, row_error, row_size, latent_size, latent_error, scores,
-    groups, n_rows, n_latents, n_groups, scores_stride,
-    HAS_SCALE: tl.constexpr, COUNT: tl.constexpr, BOUND: tl.constexpr,
+    h, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, inside_rows, row_error, row_size,
+    latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+    HAS_SCALE: tl.constexpr, COUNT: tl.constexpr, BOUND: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr,
     BLOCK_N: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """What becomes of PART columns of a tile of products h [BLOCK_N, PART]: scores, and one number per group."""
+    """What becomes of PART columns of a tile of products h [BLOCK_N, PART]: scores, and one number per group.
+
+    inside_rows: the rows of the tile that are written.
+    """
     local_row = tl.arange(0, BLOCK_N)
     row = first_row + local_row
     latent = first_latent + tl.arange(0, PART)
-    inside_rows, real = row < n_rows, latent < n_latents
+    real = latent < n_latents
+    if NORM == AFTER:
+        if CENTRED:
+            middle = tl.load(mean + row, mask=inside_rows, other=0.0)
+            h -= middle[:, None] * tl.load(sums + latent, mask=real, other=0.0)[None, :]
+        h *= tl.load(factor + row, mask=inside_rows, other=0.0)[:, None]
     h += tl.load(bias + latent, mask=real, other=0.0)[None, :]
     if HAS_SCALE:
         h *= tl.load(scale + latent, mask=real, other=0.0)[None, :]
@@ -132,39 +158,49 @@ def leave_part(
 
 @triton.jit
 def scores_kernel(
-    x, w, bias, scale, centre, row_index, theta, row_error, row_size, latent_size, latent_error, scores, groups,
-    n_rows, x_rows, n_latents, width, n_groups,
+    x, w, bias, scale, centre, row_index, theta, row_error, row_size, latent_size, latent_error, mean, rest, factor,
+    sums, steep, some_steep, scores, groups, n_rows, x_rows, n_latents, width, n_groups,
     x_row_stride, x_column_stride, w_row_stride, w_column_stride, scores_stride,
     HAS_INDEX: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_CENTRE: tl.constexpr, WIDEN: tl.constexpr,
     X_BLOCKS: tl.constexpr, W_BLOCKS: tl.constexpr, COUNT: tl.constexpr, BOUND: tl.constexpr,
+    NORM: tl.constexpr, CENTRED: tl.constexpr, ONLY_STEEP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr, STRIPE: tl.constexpr,
 ):  # fmt: skip
     """Scores [n_rows, n_latents] float32, and per group of columns the maximum (int32 ranks) or the count (uint8).
 
     BOUND: the scores are upper bounds h + row_error[i] latent_size[j] + row_size[i] latent_error[j].
+    NORM: of x' in place of x, by mean, rest and factor of its rows and the sums of the rows of w (CENTRED: there is a
+    mean). ONLY_STEEP: rows with steep[i] = 1 alone are written, and nothing is done where some_steep[0] is 0.
     """
     n_row_tiles, n_column_tiles = tl.cdiv(n_rows, BLOCK_N), tl.cdiv(n_latents, BLOCK_M)
-    for tile in range(tl.program_id(0), n_row_tiles * n_column_tiles, tl.num_programs(0)):
+    n_tiles = n_row_tiles * n_column_tiles
+    if ONLY_STEEP:
+        n_tiles = tl.where(tl.load(some_steep) != 0, n_tiles, 0)
+    for tile in range(tl.program_id(0), n_tiles, tl.num_programs(0)):
         row_tile, column_tile = place_of_tile(tile, n_row_tiles, n_column_tiles, STRIPE)
         first_row, first_latent = row_tile * BLOCK_N, column_tile * BLOCK_M
         row = first_row + tl.arange(0, BLOCK_N)
         latent = first_latent + tl.arange(0, BLOCK_M)
         source, named = rows_of_x(row_index, row, n_rows, x_rows, HAS_INDEX)
+        written, reach = row < n_rows, width
+        if ONLY_STEEP:
+            written = written & (tl.load(steep + row, mask=written, other=0) != 0)
+            reach = tl.where(tl.max(written.to(tl.int32), axis=0) != 0, width, 0)
         products = product_of_tile(
-            x, w, centre, source, named, latent, first_row, first_latent, n_latents, width,
-            x_row_stride, x_column_stride, w_row_stride, w_column_stride,
-            X_BLOCKS, W_BLOCKS, HAS_CENTRE, WIDEN, BLOCK_N, BLOCK_M, BLOCK_D,
+            x, w, centre, mean, rest, factor, source, named, latent, row, first_row, first_latent, n_rows, n_latents,
+            reach, x_row_stride, x_column_stride, w_row_stride, w_column_stride,
+            X_BLOCKS, W_BLOCKS, HAS_CENTRE, WIDEN, NORM, BLOCK_N, BLOCK_M, BLOCK_D,
         )  # fmt: skip
         # half by half, since 128 accumulators a thread leave no registers for the whole
         PART: tl.constexpr = BLOCK_M // 2
         left, right = tl.split(tl.permute(tl.reshape(products, [BLOCK_N, 2, PART]), (0, 2, 1)))
         leave_part(
-            left, first_row, first_latent, bias, scale, theta, named, row_error, row_size, latent_size, latent_error,
-            scores, groups, n_rows, n_latents, n_groups, scores_stride,
-            HAS_SCALE, COUNT, BOUND, BLOCK_N, PART, GROUP,
+            left, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, written, row_error, row_size,
+            latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+            HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
         )  # fmt: skip
         leave_part(
-            right, first_row, first_latent + PART, bias, scale, theta, named, row_error, row_size, latent_size,
-            latent_error, scores, groups, n_rows, n_latents, n_groups, scores_stride,
-            HAS_SCALE, COUNT, BOUND, BLOCK_N, PART, GROUP,
+            right, first_row, first_latent + PART, bias, scale, theta, mean, factor, sums, named, written, row_error,
+            row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+            HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native
+from saerl_fast.kernels.input_norm import InputNorm
 from saerl_fast.kernels.scores_cuda import ScoreChunks, queue_of
 from saerl_fast.kernels.threshold_cpu import not_above
 
@@ -33,10 +34,11 @@ def encode(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: InputNorm = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
     float64 but theta. A NaN in theta makes every row a NaN row."""
-    return csr_capacity.collect(_work(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+    return csr_capacity.collect(_work(x, w_enc, b_enc, theta, b_dec, scale, row_index, norm))
 
 
 def encode_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
@@ -52,8 +54,9 @@ def _work(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: InputNorm = "none",
 ) -> csr_capacity.Work:
-    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index)
+    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, norm)
     least = least_kept(theta, chunks.n_latents, x.device)
 
     def run(indptr: Tensor, indices: Tensor, values: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
+from saerl_fast.kernels.input_norm import InputNorm
 from saerl_fast.kernels.scores_cuda import ScoreChunks, queue_of
 
 
@@ -33,9 +34,10 @@ def encode(
     scale: Tensor | None,
     row_index: Tensor | None,
     relu: bool,
+    norm: InputNorm = "none",
 ) -> tuple[Tensor, Tensor]:
     """The contract of `ops.topk_encode`; arguments are checked but for row_index, none is float64, k <= max_k()."""
-    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index)
+    chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, norm)
     values = torch.empty(chunks.n_rows, k, dtype=torch.float32, device=x.device)
     indices = torch.empty(chunks.n_rows, k, dtype=torch.int32, device=x.device)
     for rows, scores in chunks:

@@ -40,6 +40,8 @@ class Call:
     """D"""
     sparse: bool | None = None
     """Rows come as codes, not as a dense array; None where it is not known or does not matter."""
+    norm: bool = False
+    """The rows are normalised first."""
     threshold: float = 0.0
     """What nearly all theta of threshold_encode exceed; 0 where nothing is known of them."""
 
@@ -53,6 +55,8 @@ class Implementation:
     """The reason why this call cannot run here, or None."""
     declines: Callable[[Call], str | None] = lambda _: None
     """The reason why another backend is faster for this call, or None; asked only where none was wished for."""
+    normalises: bool = False
+    """It takes an input norm as its last argument; the others are given rows that are normalised already."""
     marks_bad_rows: bool = False
     """A row made from an index that names nothing, or beside a NaN in theta, comes out marked (as NaN, or in its
     count), so that nothing need be read beforehand."""

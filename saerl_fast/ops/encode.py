@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 
 from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.errors import InputError, NonFiniteError, ShapeError
 from saerl_fast.kernels.csr_capacity import ENTRIES_PER_ROW
+from saerl_fast.kernels.input_norm import InputNorm
 from saerl_fast.ops import check
 from saerl_fast.ops.choice import Call, Implementation, choose
-from saerl_fast.ops.library import check_row_index, topk_encode_op
+from saerl_fast.ops.library import check_row_index, rows_as_seen, topk_encode_op
 from saerl_fast.ops.table import TABLE
+
+NORMS = get_args(InputNorm)
 
 
 def topk_encode(
@@ -24,13 +29,16 @@ def topk_encode(
     scale: Tensor | None = None,
     row_index: Tensor | None = None,
     relu: bool = True,
+    norm: InputNorm = "none",
     backend: str | None = None,
 ) -> TopKCodes:
-    """The k largest of h = scale * ((x - b_dec) w_enc^T + b_enc), row by row, then max(h, 0).
+    """The k largest of h = scale * ((x' - b_dec) w_enc^T + b_enc), row by row, then max(h, 0).
 
     x [R, D]   w_enc [M, D]   b_enc [M]   b_dec [D]   scale [M]: float32, bfloat16, float16 or float64
     row_index [N] int64: the rows of x that count, in this order (all R rows without it)
     1 <= k <= M
+    norm: x' = x, or "layer_norm" (x - mean) / (std + 1e-5) with std by D - 1, or "constant_norm_rescale"
+    x sqrt(D) / |x|, in float32 at least: sae-lens's `normalize_activations`
     -> values [N, k] float32, descending;  indices [N, k] int32
 
     Scores are accumulated and compared in float32 (float64 for float64 input). Ties go to the lower
@@ -43,8 +51,9 @@ def topk_encode(
     read row_index: there an index that names no row of x gives a NaN row.
     """
     _check_encoder("topk_encode", x, w_enc, b_enc, b_dec, scale, row_index)
+    check.choice("topk_encode", "norm", norm, NORMS)
     k = check.kept("topk_encode", k, w_enc.shape[0])
-    return TopKCodes(*topk_encode_op(x, w_enc, b_enc, k, b_dec, scale, row_index, relu, backend))
+    return TopKCodes(*topk_encode_op(x, w_enc, b_enc, k, b_dec, scale, row_index, relu, backend, norm))
 
 
 def threshold_encode(
@@ -56,9 +65,10 @@ def threshold_encode(
     b_dec: Tensor | None = None,
     scale: Tensor | None = None,
     row_index: Tensor | None = None,
+    norm: InputNorm = "none",
     backend: str | None = None,
 ) -> CsrRows:
-    """All of h = scale * ((x - b_dec) w_enc^T + b_enc) with h > theta and h > 0, as sparse rows.
+    """All of h = scale * ((x' - b_dec) w_enc^T + b_enc) with h > theta and h > 0, as sparse rows.
 
     theta [M], or one number for all: JumpReLU has one per latent, BatchTopK one in all, ReLU has 0.
     The other arguments are those of `topk_encode`.
@@ -69,8 +79,8 @@ def threshold_encode(
     backends on a GPU give that for a row_index that names no row of x, and for all rows where theta holds a NaN, in
     place of an error; they wait for the device once, for the number of entries.
     """
-    body = _threshold_body("threshold_encode", x, w_enc, b_enc, theta, b_dec, scale, row_index, backend)
-    return CsrRows(*body.run(x, w_enc, b_enc, theta, b_dec, scale, row_index))
+    body, encoder = _threshold_call("threshold_encode", x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
+    return CsrRows(*body.run(*encoder))
 
 
 def threshold_encode_spaced(
@@ -82,6 +92,7 @@ def threshold_encode_spaced(
     b_dec: Tensor | None = None,
     scale: Tensor | None = None,
     row_index: Tensor | None = None,
+    norm: InputNorm = "none",
     entries_per_row: int = ENTRIES_PER_ROW,
     backend: str | None = None,
 ) -> SpacedRows:
@@ -93,15 +104,15 @@ def threshold_encode_spaced(
     """
     if entries_per_row < 1:
         raise InputError(f"threshold_encode_spaced: entries_per_row must be at least 1; got {entries_per_row}")
-    body = _threshold_body("threshold_encode_spaced", x, w_enc, b_enc, theta, b_dec, scale, row_index, backend)
-    encoder = (x, w_enc, b_enc, theta, b_dec, scale, row_index)
+    op = "threshold_encode_spaced"
+    body, encoder = _threshold_call(op, x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
     if body.spaced is None:
         return SpacedRows.of(CsrRows(*body.run(*encoder)))
     made: SpacedRows = body.spaced(*encoder, entries_per_row=entries_per_row)
     return made
 
 
-def _threshold_body(
+def _threshold_call(
     op: str,
     x: Tensor,
     w_enc: Tensor,
@@ -110,10 +121,12 @@ def _threshold_body(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: InputNorm,
     backend: str | None,
-) -> Implementation:
-    """What runs the call, whose arguments are checked as far as that body wants it."""
+) -> tuple[Implementation, tuple[Any, ...]]:
+    """What runs the call and what it is given; the arguments are checked as far as that body wants it."""
     _check_encoder(op, x, w_enc, b_enc, b_dec, scale, row_index)
+    check.choice(op, "norm", norm, NORMS)
     if isinstance(theta, Tensor):
         check.tensor(op, "theta", theta, "[M]")
         check.length(op, "theta", theta, w_enc.shape[0], "to match w_enc")
@@ -123,6 +136,7 @@ def _threshold_body(
         torch.float64 in (x.dtype, w_enc.dtype),
         n_latents=w_enc.shape[0],
         width=x.shape[1],
+        norm=norm != "none",
         # on a device, looking at it would wait for everything before it
         threshold=_usual_least(theta) if x.device.type == "cpu" else 0.0,
     )
@@ -131,7 +145,11 @@ def _threshold_body(
         _check_theta(op, theta)
     if not body.marks_bad_rows:
         check_row_index(op, row_index, x)
-    return body
+    if body.normalises:
+        return body, (x, w_enc, b_enc, theta, b_dec, scale, row_index, norm)
+    if norm != "none":
+        x, row_index = rows_as_seen(x, row_index, norm), None
+    return body, (x, w_enc, b_enc, theta, b_dec, scale, row_index)
 
 
 def _check_theta(op: str, theta: Tensor | float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saerl_fast.kernels.input_norm import normalised
 from saerl_fast.ops import check
 from saerl_fast.ops.choice import Call, choose
 from saerl_fast.ops.table import TABLE
@@ -19,7 +20,7 @@ from saerl_fast.ops.table import TABLE
     mutates_args=(),
     schema=(
         "(Tensor x, Tensor w_enc, Tensor b_enc, int k, Tensor? b_dec, Tensor? scale, Tensor? row_index,"
-        " bool relu, str? backend) -> (Tensor, Tensor)"
+        " bool relu, str? backend, str norm='none') -> (Tensor, Tensor)"
     ),
 )
 def topk_encode_op(
@@ -32,15 +33,24 @@ def topk_encode_op(
     row_index: Tensor | None,
     relu: bool,
     backend: str | None,
+    norm: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """`ops.topk_encode` behind the checks of shapes and types. The checks that read data are here."""
     float64 = torch.float64 in (x.dtype, w_enc.dtype)
-    call = Call(x.device.type, float64, k, w_enc.shape[0], w_enc.shape[1])
+    call = Call(x.device.type, float64, k, w_enc.shape[0], w_enc.shape[1], norm=norm != "none")
     body = TABLE["topk_encode"][choose(TABLE, "topk_encode", call, backend)]
     if not body.marks_bad_rows:
         check_row_index("topk_encode", row_index, x)
-    values, indices = body.run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
+    if norm != "none" and not body.normalises:
+        x, row_index, norm = rows_as_seen(x, row_index, norm), None, "none"
+    rest = (norm,) if body.normalises else ()
+    values, indices = body.run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu, *rest)
     return values, indices
+
+
+def rows_as_seen(x: Tensor, row_index: Tensor | None, norm: str) -> Tensor:
+    """The rows that count, normalised: a copy, for the backends that take no norm."""
+    return normalised(x if row_index is None else x[row_index], norm)  # type: ignore[arg-type]
 
 
 @topk_encode_op.register_fake
@@ -54,6 +64,7 @@ def _(
     row_index: Tensor | None,
     relu: bool,
     backend: str | None,
+    norm: str = "none",
 ) -> tuple[Tensor, Tensor]:
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     return x.new_empty(n_rows, k, dtype=torch.float32), x.new_empty(n_rows, k, dtype=torch.int32)

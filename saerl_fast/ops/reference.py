@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saerl_fast.codes import CsrRows, TopKCodes
+from saerl_fast.kernels.input_norm import InputNorm, normalised
 from saerl_fast.kernels.precision import full_float32
 
 BLOCK_NUMBERS = 2**24
@@ -48,13 +49,15 @@ def topk_encode(
     scale: Tensor | None,
     row_index: Tensor | None,
     relu: bool,
+    norm: InputNorm = "none",
 ) -> TopKCodes:
-    """The k largest scores of each row, descending; ties go to the lower index."""
+    """The k largest scores of each row, descending; ties go to the lower index. x is normalised first."""
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     values = torch.empty(n_rows, k, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_rows, k, dtype=torch.int32, device=x.device)
     for rows in row_blocks(n_rows, w_enc.shape[0]):
-        h = scores(x[rows] if row_index is None else x[row_index[rows]], w_enc, b_enc, b_dec, scale)
+        chosen = x[rows] if row_index is None else x[row_index[rows]]
+        h = scores(normalised(chosen, norm), w_enc, b_enc, b_dec, scale)
         ordered, order = h.sort(dim=1, descending=True, stable=True)
         top = torch.where(ordered[:, :k] > 0, ordered[:, :k], 0) if relu else ordered[:, :k]
         spoilt = h.isnan().any(dim=1, keepdim=True)
@@ -71,12 +74,14 @@ def threshold_encode(
     b_dec: Tensor | None,
     scale: Tensor | None,
     row_index: Tensor | None,
+    norm: InputNorm = "none",
 ) -> CsrRows:
-    """All scores with h > theta and h > 0. A row with a NaN score keeps one entry: index 0, value NaN."""
+    """All scores of x, normalised, above theta and 0. A row with a NaN score keeps one entry: index 0, value NaN."""
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     counts, indices, values = [], [], []
     for rows in row_blocks(n_rows, w_enc.shape[0]):
-        h = scores(x[rows] if row_index is None else x[row_index[rows]], w_enc, b_enc, b_dec, scale)
+        chosen = x[rows] if row_index is None else x[row_index[rows]]
+        h = scores(normalised(chosen, norm), w_enc, b_enc, b_dec, scale)
         spoilt = h.isnan().any(dim=1)
         keep = (h > theta) & (h > 0) & ~spoilt[:, None]
         h[spoilt, 0] = torch.nan

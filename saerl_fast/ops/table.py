@@ -28,6 +28,8 @@ from saerl_fast.kernels import (
 from saerl_fast.ops import reference
 from saerl_fast.ops.choice import Call, Implementation, Table
 
+NORM_ELSEWHERE = "triton applies an input norm inside of the product, which here is made in float32"
+
 
 def _never(_: Call) -> None:
     return None
@@ -103,32 +105,50 @@ def _triton_topk_refuses(call: Call) -> str | None:
     return _triton_refuses(call) or latent_groups.refuses(call.n_latents, call.k)
 
 
+def _norm_declines(call: Call) -> str | None:
+    return NORM_ELSEWHERE if call.norm and _triton_refuses(call) is None else None
+
+
+def _norm_topk_declines(call: Call) -> str | None:
+    return NORM_ELSEWHERE if call.norm and _triton_topk_refuses(call) is None else None
+
+
 def _triton_update_refuses(call: Call) -> str | None:
     return "adds up dense rows only" if call.sparse else _triton_refuses(call)
 
 
 TABLE: Table = {
     "topk_encode": {
-        "cuda": Implementation(topk_cuda.encode, _cuda_topk_refuses, marks_bad_rows=True),
-        "triton": Implementation(_triton("encode_triton", "topk"), _triton_topk_refuses, marks_bad_rows=True),
+        "cuda": Implementation(
+            topk_cuda.encode, _cuda_topk_refuses, _norm_topk_declines, normalises=True, marks_bad_rows=True
+        ),
+        "triton": Implementation(
+            _triton("encode_triton", "topk"), _triton_topk_refuses, normalises=True, marks_bad_rows=True
+        ),
         "triton_bf16": Implementation(_triton("topk_bf16", "encode"), _triton_topk_refuses),
         "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
-        "reference": Implementation(reference.topk_encode, _never),
+        "reference": Implementation(reference.topk_encode, _never, normalises=True),
     },
     "threshold_encode": {
         "cuda": Implementation(
-            threshold_cuda.encode, _cuda_refuses, marks_bad_rows=True, spaced=threshold_cuda.encode_spaced
+            threshold_cuda.encode,
+            _cuda_refuses,
+            _norm_declines,
+            normalises=True,
+            marks_bad_rows=True,
+            spaced=threshold_cuda.encode_spaced,
         ),
         "triton": Implementation(
             _triton("encode_triton", "threshold"),
             _triton_refuses,
+            normalises=True,
             marks_bad_rows=True,
             spaced=_triton("encode_triton", "threshold_spaced"),
         ),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),
-        "reference": Implementation(reference.threshold_encode, _never),
+        "reference": Implementation(reference.threshold_encode, _never, normalises=True),
     },
     "decode": {
         "triton": Implementation(_triton("decode_triton", "decode"), _triton_refuses, marks_bad_rows=True),

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, ShapeError
+from saerl_fast.kernels.input_norm import InputNorm, normalised
 from saerl_fast.ops import CsrRows, SpacedRows, TopKCodes
-from saerl_fast.sae.rules import encode_prepared
+from saerl_fast.sae.rules import encode_rows
 
 Kind = Literal["topk", "abstopk", "jumprelu", "standard", "gated"]
 KINDS: tuple[Kind, ...] = ("topk", "abstopk", "jumprelu", "standard", "gated")
-InputNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
-
-LAYER_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,11 @@ class SAE:
     def encode(self, x: Tensor, row_index: Tensor | None = None) -> TopKCodes | CsrRows:
         """Sparse features of the rows of x.
 
-        x [R, D] (or [R, heads, D / heads] for a hook_z SAE), any float dtype; it is cast to the SAE's.
-        row_index int64 [N]: encode only these rows, without a copy of them where no input norm is asked.
+        x [R, D] (or [R, heads, D / heads] for a hook_z SAE), any float dtype; rounded to a narrower SAE's.
+        row_index int64 [N]: encode only these rows. On a GPU no copy of them is made, whatever the input norm.
         Returns TopKCodes (topk, abstopk) or CsrRows (jumprelu, standard, gated).
         """
-        return cast("TopKCodes | CsrRows", encode_prepared(self, self.prepare(x), row_index))
+        return cast("TopKCodes | CsrRows", encode_rows(self, self._as_rows(x), row_index))
 
     def encode_spaced(
         self, x: Tensor, row_index: Tensor | None = None, entries_per_row: int = ops.ENTRIES_PER_ROW
@@ -129,7 +127,7 @@ class SAE:
         Where a row keeps any number of features there is room for ``entries_per_row`` of them on average; rows for
         which none was left are marked (`ops.threshold_encode_spaced`). A gated SAE leaves zeros among its entries.
         """
-        codes = encode_prepared(self, self.prepare(x), row_index, entries_per_row)
+        codes = encode_rows(self, self._as_rows(x), row_index, entries_per_row)
         return SpacedRows.of(codes) if isinstance(codes, CsrRows) else codes
 
     def decode(self, codes: TopKCodes | CsrRows) -> Tensor:
@@ -167,7 +165,11 @@ class SAE:
         return norms
 
     def prepare(self, x: Tensor) -> Tensor:
-        """x as the encoder sees it before b_dec: heads flattened, SAE dtype, normalised; [R, D]."""
+        """x as the encoder sees it before b_dec: heads flattened, SAE dtype, then normalised in float32; [R, D]."""
+        return normalised(self._as_rows(x).to(self.dtype), self.input_norm)
+
+    def _as_rows(self, x: Tensor) -> Tensor:
+        """x with heads flattened [R, D], rounded to the SAE's dtype where that is the narrower one."""
         if self.flatten_heads and x.ndim >= 3:
             x = x.flatten(-2)
         if x.ndim != 2 or x.shape[-1] != self.d_in:
@@ -175,13 +177,8 @@ class SAE:
                 f"SAE.encode: x must be [rows, {self.d_in}]; got {list(x.shape)}. "
                 "Does this SAE belong to this model and layer?"
             )
-        x = x.to(self.dtype)
-        if self.input_norm == "layer_norm":
-            x = x - x.mean(dim=-1, keepdim=True)
-            return x / (x.std(dim=-1, keepdim=True) + LAYER_NORM_EPS)
-        if self.input_norm == "constant_norm_rescale":
-            x = x * (self.d_in**0.5 / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
-        return x
+        # where it is exact, the kernels do it on the way
+        return x if torch.promote_types(x.dtype, self.dtype) == self.dtype else x.to(self.dtype)
 
 
 def _check_shapes(sae: SAE) -> None:

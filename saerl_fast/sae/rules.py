@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from saerl_fast.sae.autoencoder import SAE
 
 
-def encode_prepared(
+def encode_rows(
     sae: SAE, x: Tensor, row_index: Tensor | None, entries_per_row: int | None = None
 ) -> TopKCodes | CsrRows | SpacedRows:
-    """Features of prepared rows x [R, D] (``SAE.prepare``); row_index int64 [N] picks rows.
+    """Features of the rows x [R, D]; row_index int64 [N] picks rows.
 
     entries_per_row: room for rows of any number of entries, so that nothing waits for the device; None waits.
     """
@@ -32,7 +32,9 @@ def encode_prepared(
             raise InputError(f"a {sae.kind} SAE needs k")
         if sae.kind == "abstopk":
             return _absolute_topk(sae, sae.k, x, bias, row_index)
-        return ops.topk_encode(x, sae.w_enc, sae.b_enc, sae.k, b_dec=bias, scale=sae.latent_scale, row_index=row_index)
+        return ops.topk_encode(
+            x, sae.w_enc, sae.b_enc, sae.k, b_dec=bias, scale=sae.latent_scale, row_index=row_index, norm=sae.input_norm
+        )
     if sae.kind == "gated":
         return _gated(sae, x, bias, row_index, entries_per_row)
     theta: Tensor | float = sae.threshold if sae.threshold is not None else 0.0
@@ -48,10 +50,21 @@ def _above(
     row_index: Tensor | None,
     entries_per_row: int | None,
 ) -> CsrRows | SpacedRows:
+    norm = sae.input_norm
     if entries_per_row is None:
-        return ops.threshold_encode(x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index)
+        return ops.threshold_encode(
+            x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index, norm=norm
+        )
     return ops.threshold_encode_spaced(
-        x, sae.w_enc, sae.b_enc, theta, b_dec=bias, scale=scale, row_index=row_index, entries_per_row=entries_per_row
+        x,
+        sae.w_enc,
+        sae.b_enc,
+        theta,
+        b_dec=bias,
+        scale=scale,
+        row_index=row_index,
+        norm=norm,
+        entries_per_row=entries_per_row,
     )
 
 
@@ -62,10 +75,13 @@ def _absolute_topk(sae: SAE, k: int, x: Tensor, bias: Tensor | None, row_index: 
     A row with fewer than k scores other than 0 fills its last slots with 0.
     """
     scale = sae.latent_scale
-    above = ops.topk_encode(x, sae.w_enc, sae.b_enc, k, b_dec=bias, scale=scale, row_index=row_index)
-    below = ops.topk_encode(
-        -x, sae.w_enc, -sae.b_enc, k, b_dec=None if bias is None else -bias, scale=scale, row_index=row_index
+    above = ops.topk_encode(
+        x, sae.w_enc, sae.b_enc, k, b_dec=bias, scale=scale, row_index=row_index, norm=sae.input_norm
     )
+    below = ops.topk_encode(
+        -x, sae.w_enc, -sae.b_enc, k, b_dec=None if bias is None else -bias, scale=scale, row_index=row_index,
+        norm=sae.input_norm,
+    )  # fmt: skip
     values = torch.cat([above.values, below.values], dim=1)
     indices = torch.cat([above.indices, below.indices], dim=1)
     signed = torch.cat([above.values, -below.values], dim=1)

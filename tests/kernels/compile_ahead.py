@@ -24,7 +24,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 
-from saerl_fast.kernels import fold_triton, gathered_sums, kmeans_triton, rescore_triton, scores_triton, select_triton
+from saerl_fast.kernels import (
+    fold_triton,
+    gathered_sums,
+    kmeans_triton,
+    rescore_triton,
+    row_norms_triton,
+    scores_triton,
+    select_triton,
+)
 
 TARGETS = (80, 90)
 LONG, INT, FLOAT, DOUBLE, HALF = "*i64", "*i32", "*fp32", "*fp64", "*bf16"
@@ -47,14 +55,14 @@ DOTS = {
 PARTS = {"first_parts": LONG, "n_parts": LONG, "parts": FLOAT, "out": FLOAT, "width": "i32"}
 SCORES = {
     "x": HALF, "w": HALF, "bias": FLOAT, "scale": FLOAT, "centre": FLOAT, "row_index": LONG, "theta": FLOAT,
-    "row_error": FLOAT, "row_size": FLOAT, "latent_size": FLOAT, "latent_error": FLOAT, "scores": FLOAT,
-    "groups": INT, "n_rows": "i32", "x_rows": "i32", "n_latents": "i32", "width": "i32", "n_groups": "i32",
+    "row_error": FLOAT, "row_size": FLOAT, "latent_size": FLOAT, "latent_error": FLOAT, "mean": FLOAT, "rest": FLOAT,
+    "factor": FLOAT, "sums": FLOAT, "steep": INT, "some_steep": INT, "scores": FLOAT, "groups": INT, "n_rows": "i32", "x_rows": "i32", "n_latents": "i32", "width": "i32", "n_groups": "i32",
     "x_row_stride": "i32", "w_row_stride": "i32", "scores_stride": "i32",
 }  # fmt: skip
 HALF_TILE = {
     "x_column_stride": 1, "w_column_stride": 1, "HAS_INDEX": True, "HAS_SCALE": True, "HAS_CENTRE": False,
-    "WIDEN": False, "X_BLOCKS": False, "W_BLOCKS": False, "COUNT": False, "BOUND": False, "BLOCK_N": 128,
-    "BLOCK_M": 256, "BLOCK_D": 64, "GROUP": 32, "STRIPE": 8,
+    "WIDEN": False, "X_BLOCKS": False, "W_BLOCKS": False, "COUNT": False, "BOUND": False, "NORM": 0,
+    "CENTRED": False, "ONLY_STEEP": False, "BLOCK_N": 128, "BLOCK_M": 256, "BLOCK_D": 64, "GROUP": 32, "STRIPE": 8,
 }  # fmt: skip
 COPIED = {"X_BLOCKS": True, "W_BLOCKS": True, "HAS_INDEX": False}
 FULL_TILE = {"HAS_CENTRE": True, "WIDEN": True, "BLOCK_N": 64, "BLOCK_M": 128, "BLOCK_D": 16}
@@ -65,6 +73,10 @@ SELECT = {
 KEPT = {
     "scores": FLOAT, "theta": FLOAT, "counts": "*u8", "row_counts": LONG, "starts": LONG, "columns": INT,
     "values": FLOAT, "n_latents": "i32", "scores_stride": "i32", "n_groups": "i32", "capacity": "i32",
+}  # fmt: skip
+ROW_NORMS = {
+    "x": HALF, "row_index": LONG, "mean": FLOAT, "rest": FLOAT, "factor": FLOAT, "steep": INT, "n_rows": "i32",
+    "x_rows": "i32", "width": "i32", "row_stride": "i32",
 }  # fmt: skip
 FOLD = {"w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32"}
 RESCORED = {
@@ -145,6 +157,25 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         {"row_stride": 1, "BLOCK_M": 128, "BLOCK_D": 16},
         4,
     ),
+    # an SAE behind a layer norm, on the rows that a hook's mask names
+    "scores_normed": (
+        scores_triton.scores_kernel,
+        SCORES | {"w": "tensordesc<bf16[256, 64]>"},
+        HALF_TILE | {"W_BLOCKS": True, "NORM": 1, "CENTRED": True},
+        8,
+    ),
+    "scores_steep": (
+        scores_triton.scores_kernel,
+        SCORES,
+        HALF_TILE | FULL_TILE | {"HAS_CENTRE": False, "NORM": 2, "CENTRED": True, "ONLY_STEEP": True},
+        8,
+    ),
+    "row_norms": (
+        row_norms_triton.row_norms_kernel,
+        ROW_NORMS,
+        {"column_stride": 1, "HAS_INDEX": True, "CENTRED": True, "EPS": 1e-5, "STEEP": 2.0, "BLOCK": 1024},
+        4,
+    ),
     "select": (
         select_triton.topk_kernel,
         SELECT,
@@ -178,8 +209,10 @@ STAGES = {
     "scores_copied": 3,
     "scores_float32": 2,
     "scores_indexed": 3,
+    "scores_normed": 3,
+    "scores_steep": 2,
 }
-ONLY_ON = {"scores_copied": 90, "scores_indexed": 90}
+ONLY_ON = {"scores_copied": 90, "scores_indexed": 90, "scores_normed": 90}
 """Where the bulk copy engine is."""
 BEFORE_HOPPER = {"BLOCK_M": 128}
 """Constants of the kernels in STAGES on sm_80."""
