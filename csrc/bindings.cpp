@@ -141,6 +141,14 @@ void multiply_sparse(Address indptr, Address columns, Address values, int64_t ro
                    panels_of(panels, width, table_columns), sparse_kernels(isa), threads, at<float>(out));
 }
 
+void multiply_to_unit(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                      Address panels, int64_t width, int64_t table_columns, Address weights, bool root,
+                      Address out, int64_t threads, const std::string& isa) {
+    unit_product(sparse_rows(indptr, columns, values, rows, latents, threads),
+                 panels_of(panels, width, table_columns), at<const float>(weights), root, sparse_kernels(isa),
+                 threads, at<float>(out));
+}
+
 void nearest_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
                     Address panels, int64_t width, int64_t clusters, Address bias, float factor,
                     Address labels, Address distances, Address squares, int64_t threads,
@@ -234,6 +242,10 @@ PYBIND11_MODULE(_native, module) {
     module.def("multiply_sparse", &saerl::multiply_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
                py::arg("table_columns"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+    module.def("multiply_to_unit", &saerl::multiply_to_unit, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
+               py::arg("table_columns"), py::arg("weights"), py::arg("root"), py::arg("out"),
+               py::arg("threads"), py::arg("isa"));
     module.def("nearest_sparse", &saerl::nearest_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
                py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),

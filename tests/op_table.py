@@ -252,6 +252,32 @@ PROJECT_MISTAKES = (
 )
 
 
+def squares(n_rows: int, n_latents: int) -> CsrRows:
+    """Rows whose values are squares of whole numbers, with a sign."""
+    rows = csr_rows(n_rows, n_latents)
+    return rows._replace(values=rows.values.square().copysign(rows.values))
+
+
+def _weighted(csr: CsrRows, how: str, columns: int = 3) -> Arguments:
+    weights = grid(20, seed=5, low=0)
+    return {"csr": csr, "matrix": grid(20, columns), "weights": weights, "value_transform": how}
+
+
+WEIGHTED_SAMPLES = (
+    Sample("plain", lambda: _weighted(csr_rows(8, 20), "none")),
+    Sample("roots", lambda: _weighted(squares(8, 20), "sqrt")),
+    Sample("float16", lambda: _weighted(csr_rows(8, 20), "none") | {"matrix": grid(20, 3).half()}),
+    Sample("no_rows", lambda: _weighted(csr_rows(0, 20), "sqrt")),
+    Sample("no_columns", lambda: _weighted(csr_rows(8, 20), "none", columns=0)),
+)
+
+WEIGHTED_MISTAKES = (
+    *_codes_mistakes("csr"),
+    BadInput("short_weights", {"weights": torch.ones(19)}, ShapeError, r"weights must be \[20\] to match matrix"),
+    BadInput("transform", {"value_transform": "cube"}, InputError, "value_transform must be one of none, sqrt, log1p"),
+)
+
+
 def _pool(mode: str, **change: Any) -> Sample:
     offsets = torch.tensor([0, 0, 3, 4, 4, 11, 12])
     return Sample(
@@ -348,6 +374,7 @@ OPERATIONS = {
         ),
         Operation("decode", ops.decode, ("triton", "cpu", "reference"), DECODE_SAMPLES, DECODE_MISTAKES),
         Operation("project", ops.project, ("triton", "cpu", "reference"), PROJECT_SAMPLES, PROJECT_MISTAKES),
+        Operation("project_weighted", ops.project_weighted, ("cpu", "reference"), WEIGHTED_SAMPLES, WEIGHTED_MISTAKES),
         Operation("segment_pool", ops.segment_pool, ("cpu", "reference"), POOL_SAMPLES, POOL_MISTAKES),
         Operation("kmeans_assign", ops.kmeans_assign, ("triton", "cpu", "reference"), ASSIGN_SAMPLES, ASSIGN_MISTAKES),
         Operation("kmeans_update", ops.kmeans_update, ("triton", "cpu", "reference"), UPDATE_SAMPLES, UPDATE_MISTAKES),

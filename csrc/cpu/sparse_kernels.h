@@ -33,6 +33,14 @@ struct SparseKernels {
     int64_t (*accumulate)(const int32_t* columns, const float* values, int64_t begin, int64_t end,
                           int32_t limit, const float* table, int64_t stride, int64_t width,
                           float* totals);  // INOUT [width]
+
+    // roots[e] = the square root of |values[e]|, with the sign of values[e].
+    void (*root)(const float* values, int64_t count,
+                 float* roots);  // OUT [count]
+
+    // sum over e of (values[e] * weights[columns[e]])^2 in float64, in eight lanes, then lane by lane.
+    double (*weighted_squares)(const int32_t* columns, const float* values, int64_t count,
+                               const float* weights);
 };
 
 extern const SparseKernels kPlainSparse;

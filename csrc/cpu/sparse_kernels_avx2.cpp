@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "sparse_kernels.h"
+#include "sparse_loops.h"
 
 namespace saerl {
 namespace {
@@ -80,9 +81,20 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
     }
 }
 
+void root(const float* values, int64_t count, float* roots) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const __m256 value = _mm256_loadu_ps(values + i);
+        const __m256 size = _mm256_sqrt_ps(_mm256_andnot_ps(sign, value));
+        _mm256_storeu_ps(roots + i, _mm256_or_ps(size, _mm256_and_ps(sign, value)));
+    }
+    for (; i < count; ++i) roots[i] = signed_root(values[i]);
+}
+
 }  // namespace
 
-const SparseKernels kAvx2Sparse = {drain, divide, accumulate};
+const SparseKernels kAvx2Sparse = {drain, divide, accumulate, root, weighted_squares};
 
 }  // namespace saerl
 

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "sparse_kernels.h"
+#include "sparse_loops.h"
 
 namespace saerl {
 namespace {
@@ -85,9 +86,21 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
     }
 }
 
+void root(const float* values, int64_t count, float* roots) {
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const int64_t left = count - i;
+        const __mmask16 inside = static_cast<__mmask16>(left < kLanes ? (1u << left) - 1 : 0xffff);
+        const __m512 value = _mm512_maskz_loadu_ps(inside, values + i);
+        const __m512i signs = _mm512_and_epi32(sign, _mm512_castps_si512(value));
+        const __m512i size = _mm512_castps_si512(_mm512_sqrt_ps(_mm512_abs_ps(value)));
+        _mm512_mask_storeu_ps(roots + i, inside, _mm512_castsi512_ps(_mm512_or_epi32(size, signs)));
+    }
+}
+
 }  // namespace
 
-const SparseKernels kAvx512Sparse = {drain, divide, accumulate};
+const SparseKernels kAvx512Sparse = {drain, divide, accumulate, root, weighted_squares};
 
 }  // namespace saerl
 

@@ -1,6 +1,8 @@
 // Plain C++ body of the loops on sparse rows.
 #include "sparse_kernels.h"
 
+#include "sparse_loops.h"
+
 namespace saerl {
 namespace {
 
@@ -48,8 +50,12 @@ int64_t accumulate(const int32_t* columns, const float* values, int64_t begin, i
     return e;
 }
 
+void root(const float* values, int64_t count, float* roots) {
+    for (int64_t i = 0; i < count; ++i) roots[i] = signed_root(values[i]);
+}
+
 }  // namespace
 
-const SparseKernels kPlainSparse = {drain, divide, accumulate};
+const SparseKernels kPlainSparse = {drain, divide, accumulate, root, weighted_squares};
 
 }  // namespace saerl

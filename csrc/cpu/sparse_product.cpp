@@ -23,16 +23,18 @@ int64_t stretch_length(const SparseRows& rows, int64_t width) {
 }
 
 // Calls visit(row, first column, totals) for each row of [begin, end) and each panel, the panels of one row
-// in ascending order.
-template <typename Visit>
+// in ascending order. The rows come in blocks: load(first row, count, block) says where the entries of each lie.
+template <typename Load, typename Visit>
 void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKernels& kernels, int64_t begin,
-                    int64_t end, const Visit& visit) {
+                    int64_t end, const Load& load, const Visit& visit) {
     const int64_t width = table.width;
     const int64_t stretch = stretch_length(rows, width);
     std::vector<float> totals(static_cast<size_t>(kRowBlock * width));
     std::vector<int64_t> next(kRowBlock);
+    Row block[kRowBlock];
     for (int64_t first = begin; first < end; first += kRowBlock) {
         const int64_t count = std::min(kRowBlock, end - first);
+        load(first, count, block);
         for (int64_t panel = 0; panel < table.count(); ++panel) {
             const float* numbers = table.numbers + panel * rows.latents * width;
             std::fill(totals.begin(), totals.end(), 0.0f);
@@ -40,7 +42,7 @@ void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKer
             for (int64_t from = 0; from < rows.latents; from += stretch) {
                 const auto limit = static_cast<int32_t>(std::min(from + stretch, rows.latents));
                 for (int64_t i = 0; i < count; ++i) {
-                    const Row row = rows.row(first + i);
+                    const Row& row = block[i];
                     next[i] = kernels.accumulate(row.columns, row.values, next[i], row.entries, limit,
                                                  numbers, width, width, &totals[i * width]);
                 }
@@ -48,6 +50,13 @@ void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKer
             for (int64_t i = 0; i < count; ++i) visit(first + i, panel * width, &totals[i * width]);
         }
     }
+}
+
+// A `load` that takes the rows as they are.
+auto as_they_lie(const SparseRows& rows) {
+    return [&rows](int64_t first, int64_t count, Row* block) {
+        for (int64_t i = 0; i < count; ++i) block[i] = rows.row(first + i);
+    };
 }
 
 double sum_of_squares(const Row& row) {
@@ -87,7 +96,40 @@ void sparse_product(const SparseRows& rows, const Panels& table, const SparseKer
             const int64_t count = std::min(table.width, table.columns - first);
             std::copy_n(totals, count, out + row * table.columns + first);
         };
-        for_each_panel(rows, table, kernels, begin, end, write);
+        for_each_panel(rows, table, kernels, begin, end, as_they_lie(rows), write);
+    });
+}
+
+void unit_product(const SparseRows& rows, const Panels& table, const float* weights, bool root,
+                  const SparseKernels& kernels, int64_t threads, float* out) {
+    for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> roots;  // of the values of a block
+        double lengths[kRowBlock];
+        const auto load = [&](int64_t first, int64_t count, Row* block) {
+            const int64_t from = rows.indptr[first], entries = rows.indptr[first + count] - from;
+            const float* values = rows.values + from;
+            if (root) {
+                roots.resize(static_cast<size_t>(entries));
+                kernels.root(values, entries, roots.data());
+                values = roots.data();
+            }
+            for (int64_t i = 0; i < count; ++i) {
+                block[i] = rows.row(first + i);
+                block[i].values = values + (rows.indptr[first + i] - from);
+                const Row& row = block[i];
+                lengths[i] =
+                    std::sqrt(kernels.weighted_squares(row.columns, row.values, row.entries, weights));
+            }
+        };
+        const auto write = [&](int64_t row, int64_t first, const float* totals) {
+            const int64_t count = std::min(table.width, table.columns - first);
+            const double length = lengths[(row - begin) % kRowBlock];
+            // of a row of zeros the totals are zeros
+            const double divisor = length == 0 ? 1 : length;
+            float* place = out + row * table.columns + first;
+            for (int64_t c = 0; c < count; ++c) place[c] = static_cast<float>(totals[c] / divisor);
+        };
+        for_each_panel(rows, table, kernels, begin, end, load, write);
     });
 }
 
@@ -100,7 +142,7 @@ void nearest_centroid(const SparseRows& rows, const Panels& centroids, const flo
             const int64_t count = std::min(centroids.width, centroids.columns - first);
             look_at(totals, bias, factor, first, count, nearest[row - begin]);
         };
-        for_each_panel(rows, centroids, kernels, begin, end, look);
+        for_each_panel(rows, centroids, kernels, begin, end, as_they_lie(rows), look);
         for (int64_t row = begin; row < end; ++row) {
             labels[row] = nearest[row - begin].label;
             distances[row] = nearest[row - begin].result();

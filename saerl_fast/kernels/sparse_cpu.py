@@ -1,4 +1,4 @@
-"""project on the CPU, and what other products of sparse rows need (csrc/cpu/sparse_product.h)."""
+"""project and project_weighted on the CPU, and what other products of sparse rows need (csrc/cpu/sparse_product.h)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ def project(csr: CsrRows, matrix: Tensor, isa: str = "auto") -> Tensor:
     native.module().multiply_sparse(
         *(native.address(part) for part in rows), n_rows, matrix.shape[0], native.address(panels), width,
         n_columns, native.address(out), native.threads(), isa,
+    )  # fmt: skip
+    return out
+
+
+def project_weighted(csr: CsrRows, matrix: Tensor, weights: Tensor, value_transform: str, isa: str = "auto") -> Tensor:
+    """The contract of `ops.project_weighted`; arguments are checked, none is float64."""
+    if value_transform == "log1p":  # not worth vector code of its own
+        csr = csr._replace(values=csr.values.float().abs().log1p().copysign(csr.values))
+    rows, weights = in_memory(csr), weights.float().contiguous()
+    panels, width = packed(matrix.float() * weights[:, None])
+    n_rows, n_columns = rows[0].shape[0] - 1, matrix.shape[1]
+    out = torch.empty(n_rows, n_columns, dtype=torch.float32)
+    native.module().multiply_to_unit(
+        *(native.address(part) for part in rows), n_rows, matrix.shape[0], native.address(panels), width,
+        n_columns, native.address(weights), value_transform == "sqrt", native.address(out), native.threads(), isa,
     )  # fmt: skip
     return out
 

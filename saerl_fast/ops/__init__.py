@@ -9,7 +9,7 @@ from saerl_fast.kernels.int8_screening import ScreeningCounts, screening_counts
 from saerl_fast.ops.choice import backend
 from saerl_fast.ops.encode import threshold_encode, threshold_encode_spaced, topk_encode
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_update
-from saerl_fast.ops.rows import decode, project, segment_pool, segment_pool_spaced
+from saerl_fast.ops.rows import decode, project, project_weighted, segment_pool, segment_pool_spaced
 
 __all__ = [
     "ENTRIES_PER_ROW",
@@ -22,6 +22,7 @@ __all__ = [
     "kmeans_assign",
     "kmeans_update",
     "project",
+    "project_weighted",
     "screening_counts",
     "segment_pool",
     "segment_pool_spaced",

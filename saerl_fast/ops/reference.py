@@ -119,6 +119,25 @@ def project(csr: CsrRows, matrix: Tensor) -> Tensor:
     return projected
 
 
+def project_weighted(csr: CsrRows, matrix: Tensor, weights: Tensor, value_transform: str) -> Tensor:
+    """(w / |w|) matrix of each row, w = f(row) * weights; zeros where w is zero."""
+    even = csr._replace(values=transformed(csr.values.float(), value_transform))
+    weights = weights.float()
+    projected = project(even, matrix.float() * weights[:, None])
+    for rows in row_blocks(len(projected), matrix.shape[0]):
+        weighted = dense_rows(even, rows, matrix.shape[0]).double() * weights.double()
+        length = weighted.square().sum(dim=1, keepdim=True).sqrt()
+        projected[rows] = (projected[rows].double() / torch.where(length == 0, 1, length)).float()
+    return projected
+
+
+def transformed(values: Tensor, how: str) -> Tensor:
+    """sign(v) f(|v|), with f the square root, log(1 + v), or nothing; zero stays zero."""
+    if how == "none":
+        return values
+    return (values.abs().sqrt() if how == "sqrt" else values.abs().log1p()).copysign(values)
+
+
 def segment_pool(codes: TopKCodes | CsrRows, offsets: Tensor, n_latents: int, mode: PoolMode) -> CsrRows:
     """Pool the dense [tokens, M] array that the codes stand for, segment by segment, without writing it."""
     tokens = as_csr(codes)

@@ -13,6 +13,7 @@ from saerl_fast.ops.choice import Call, choose
 from saerl_fast.ops.reference import PoolMode
 from saerl_fast.ops.table import TABLE
 
+VALUE_TRANSFORMS = ("none", "sqrt", "log1p")
 POOL_MODES = ("mean", "max", "sum", "last", "count")
 
 
@@ -46,16 +47,50 @@ def project(csr: CsrRows, matrix: Tensor, *, backend: str | None = None) -> Tens
     -> dense [S, r] float32. Raises ShapeError, DtypeError, InputError (an index outside 0..M-1; the compiled backends
     on a GPU make such a row NaN), BackendUnavailable.
     """
-    check.tensor("project", "matrix", matrix, "[M, r]")
-    if not isinstance(csr, CsrRows):
-        raise DtypeError(f"project: csr must be CsrRows; got {type(csr).__name__}")
-    check.sparse_shapes("project", "csr", csr)
-    check.same_device("project", "csr", csr.indices.device, matrix=matrix)
+    _check_product("project", csr, matrix)
     body = TABLE["project"][choose(TABLE, "project", Call(matrix.device.type), backend)]
     if not body.marks_bad_rows:
         check.sparse("project", "csr", csr, matrix.shape[0])
     projected: Tensor = body.run(csr, matrix)
     return projected
+
+
+def project_weighted(
+    csr: CsrRows,
+    matrix: Tensor,
+    weights: Tensor,
+    value_transform: str = "none",
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Each row, weighted and of length 1, times `matrix`: (w / |w|) matrix, with w = f(row) * weights.
+
+    csr of S rows, the indices of each row distinct   matrix [M, r]   weights [M]
+    value_transform f: "sqrt" (sign(v) sqrt(|v|)), "log1p" (sign(v) log(1 + |v|)) or "none"
+    -> dense [S, r] float32; zeros where w is zero
+
+    What tf-idf and a truncated SVD make of a row, in one pass over its entries and without weighted copies of them.
+    Lengths are added up in float64. Raises ShapeError, DtypeError, InputError (an index outside 0..M-1, an unknown
+    transform), BackendUnavailable.
+    """
+    _check_product("project_weighted", csr, matrix)
+    check.tensor("project_weighted", "weights", weights, "[M]")
+    check.length("project_weighted", "weights", weights, matrix.shape[0], f"to match matrix {list(matrix.shape)}")
+    check.same_device("project_weighted", "csr", csr.indices.device, weights=weights)
+    check.choice("project_weighted", "value_transform", value_transform, VALUE_TRANSFORMS)
+    check.sparse("project_weighted", "csr", csr, matrix.shape[0])
+    name = choose(TABLE, "project_weighted", Call(matrix.device.type), backend)
+    projected: Tensor = TABLE["project_weighted"][name].run(csr, matrix, weights, value_transform)
+    return projected
+
+
+def _check_product(op: str, csr: object, matrix: Tensor) -> None:
+    """By types and shapes: reads no data."""
+    check.tensor(op, "matrix", matrix, "[M, r]")
+    if not isinstance(csr, CsrRows):
+        raise DtypeError(f"{op}: csr must be CsrRows; got {type(csr).__name__}")
+    check.sparse_shapes(op, "csr", csr)
+    check.same_device(op, "csr", csr.indices.device, matrix=matrix)
 
 
 def segment_pool(

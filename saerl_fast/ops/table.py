@@ -160,6 +160,10 @@ TABLE: Table = {
         "cpu": Implementation(sparse_cpu.project, _cpu_refuses),
         "reference": Implementation(reference.project, _never),
     },
+    "project_weighted": {
+        "cpu": Implementation(sparse_cpu.project_weighted, _cpu_refuses),
+        "reference": Implementation(reference.project_weighted, _never),
+    },
     "segment_pool": {
         "cuda": Implementation(pool_cuda.segment_pool, _cuda_refuses, marks_bad_rows=True),
         "cpu": Implementation(pool_cpu.segment_pool, _cpu_pool_refuses),

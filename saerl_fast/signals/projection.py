@@ -13,22 +13,13 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from saerl_fast.errors import InputError
-from saerl_fast.ops import project
+from saerl_fast.ops import project_weighted
 from saerl_fast.signals.inputs import checked_rows
 from saerl_fast.signals.leading_directions import as_tensors, leading_directions
 from saerl_fast.signals.probe import seed_from
-from saerl_fast.signals.scaling import (
-    check_value_transform,
-    inverse_or_zero,
-    scale_columns,
-    scale_rows,
-    transform_values,
-)
+from saerl_fast.signals.scaling import check_value_transform, scale_columns, scale_rows, transform_rows
 
 logger = logging.getLogger(__name__)
-
-LARGE = 1e15
-"""Sums of squares of larger values might leave the range of float32."""
 
 
 class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -42,9 +33,10 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     a row without features is a row of zeros. The length of z is the share of its row that the r directions hold.
 
     n_components: r; fewer where the fitted rows have no more directions, which is logged (n_components_ says how many);
-    value_transform "sqrt" | "log1p" | "none": f; n_iter: rounds of subspace iteration; max_rows: rows that the
-    directions are learnt from, drawn at random where there are more (the weights idf come from all rows); random_state:
-    int, Generator, RandomState or None. numpy's and torch's global generators are neither used nor changed.
+    value_transform "sqrt" | "log1p" | "none": f; n_iter: blocks of 64 directions tried beyond those that the components
+    fill, of a Lanczos iteration (leading_directions.py); max_rows: rows that the directions are learnt from, drawn at
+    random where there are more (the weights idf come from all rows); random_state: int, Generator, RandomState or None.
+    numpy's and torch's global generators are neither used nor changed.
 
     After fit: components_ float32 [r, M], orthonormal; idf_ float64 [M]; singular_values_ float64 [r] (where a sample
     stood for the rows, scaled up to their number); n_components_; n_features_in_. The bits do not depend on the number
@@ -130,12 +122,9 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return load_projection(folder)
 
     def _rows(self, X: Any, *, reset: bool) -> sparse.csr_array:
-        """Checked rows with distinct, sorted columns, and transformed values."""
+        """Checked rows with distinct, sorted columns."""
         self._check_parameters()
-        checked = checked_rows(self, X, reset=reset)
-        csr = checked if sparse.issparse(checked) else sparse.csr_array(checked)
-        values = transform_values(csr.data, self.value_transform)
-        return sparse.csr_array((values, csr.indices, csr.indptr), shape=csr.shape)
+        return sparse.csr_array(checked_rows(self, X, reset=reset))
 
     def _learn(self, rows: sparse.csr_array) -> None:
         n_rows, width = rows.shape
@@ -149,7 +138,10 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         rng = np.random.default_rng(self.seed_)
         sample = self._sample(rows, rng)
         values, self.components_ = leading_directions(
-            scale_rows(scale_columns(sample, self.idf_)), self.n_components, n_iter=self.n_iter, rng=rng
+            scale_rows(scale_columns(transform_rows(sample, self.value_transform), self.idf_)),
+            self.n_components,
+            n_iter=self.n_iter,
+            rng=rng,
         )
         self.singular_values_ = values * np.sqrt(n_rows / sample.shape[0])
         self.n_components_ = len(self.components_)
@@ -169,23 +161,13 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return sample if sample.data.any() else rows
 
     def _projected(self, rows: sparse.csr_array) -> NDArray[np.float32]:
-        """The rows in the learnt directions. Weights and lengths are applied to the directions and to what comes out:
-        the rows, which are far larger, are read as they are."""
-        weighted = self.components_.T * self.idf_[:, None].astype(np.float32)
-        projected: NDArray[np.float32] = project(as_tensors(rows), torch.from_numpy(weighted)).numpy()
-        projected *= inverse_or_zero(self._lengths(rows))[:, None].astype(np.float32)
+        """The rows in the learnt directions. The rows, which are far larger than what comes out, are read once."""
+        directions = torch.from_numpy(self.components_.T)
+        weights = torch.from_numpy(self.idf_.astype(np.float32))
+        projected: NDArray[np.float32] = project_weighted(
+            as_tensors(rows), directions, weights, self.value_transform
+        ).numpy()
         return projected
-
-    def _lengths(self, rows: sparse.csr_array) -> NDArray[np.float64]:
-        """|w| of each row."""
-        largest = np.abs(rows.data).max(initial=0)
-        dtype = np.float32 if largest < LARGE else np.float64
-        squares: Any = sparse.csr_array(
-            (np.square(rows.data, dtype=dtype), rows.indices, rows.indptr), shape=rows.shape
-        )
-        squared = squares @ np.square(self.idf_).astype(dtype)
-        found: NDArray[np.float64] = np.sqrt(squared.astype(np.float64))
-        return found
 
     def _check_parameters(self) -> None:
         check_value_transform("FeatureProjection", self.value_transform)

@@ -13,7 +13,7 @@ from torch import Tensor
 from saerl_fast.errors import DtypeError, InputError, NonFiniteError, ShapeError
 from saerl_fast.ops import CsrRows
 from saerl_fast.ops import check as ops_check
-from saerl_fast.ops.reference import Metric
+from saerl_fast.ops.reference import Metric, transformed
 from saerl_fast.signals.cluster_rows import ClusterRows
 
 NAME = "StreamingKMeans"
@@ -42,14 +42,14 @@ def tensor_rows(estimator: Any, rows: Tensor, metric: Metric, value_transform: s
     _check_width(estimator, rows, reset)
     given = rows.detach()
     if given.layout == torch.strided:
-        values = _finite(_transformed(given.float(), value_transform))
+        values = _finite(transformed(given.float(), value_transform))
         squares = values.double().square().sum(dim=1)
     else:
         indptr, indices = given.crow_indices().long(), given.col_indices()
         csr = CsrRows(indptr, indices.int(), given.values().float())
         ops_check.sparse(NAME, "rows", CsrRows(indptr, indices, csr.values), width)
         _check_ascending(csr)
-        values = _finite(_transformed(csr.values, value_transform))
+        values = _finite(transformed(csr.values, value_transform))
         squares = torch.segment_reduce(values.double().square(), "sum", offsets=indptr)
     if metric == "cosine":
         unit = torch.where(squares > 0, squares.rsqrt(), 0).float()
@@ -60,13 +60,6 @@ def tensor_rows(estimator: Any, rows: Tensor, metric: Metric, value_transform: s
             values = values * unit.repeat_interleave(indptr.diff(), output_size=len(values))
     tensor = values if given.layout == torch.strided else csr._replace(values=values)
     return ClusterRows(tensor, (n_rows, width), squares.cpu().numpy(), metric)
-
-
-def _transformed(values: Tensor, how: str) -> Tensor:
-    """As `scaling.transform_values`."""
-    if how == "none":
-        return values
-    return (values.abs().sqrt() if how == "sqrt" else values.abs().log1p()).copysign(values)
 
 
 def _finite(values: Tensor) -> Tensor:

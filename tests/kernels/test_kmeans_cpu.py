@@ -99,6 +99,30 @@ def test_instruction_sets_differ_by_rounding_only(share):
         assert torch.equal(got["avx512"], got["avx2"])
 
 
+@pytest.mark.parametrize("how", ["none", "sqrt", "log1p"])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.9])
+def test_weighted_rows_of_length_one(share, how):
+    # more rows than two blocks, rows without entries, and numbers of entries that no vector divides
+    rows, table, weights = rounding_rows(150, 900, share), normal(900, 100), normal(900, seed=3).abs()
+    even = {"none": lambda v: v, "sqrt": torch.sqrt, "log1p": torch.log1p}[how]
+    weighted = dense(rows, 900)
+    weighted = even(weighted.abs()).copysign(weighted) * weights.double()
+    unit = torch.nn.functional.normalize(weighted, eps=1e-300)
+    bound = 1e-6 * (unit.abs() @ table.double().abs())
+    got = {isa: sparse_cpu.project_weighted(rows, table, weights, how, isa) for isa in SETS}
+    for one in got.values():
+        assert ((one - unit @ table.double()).abs() <= bound).all()
+    if {"avx512", "avx2"} <= set(SETS):
+        assert torch.equal(got["avx512"], got["avx2"])
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_a_length_beyond_float32_is_no_infinity(isa):
+    rows = CsrRows(torch.tensor([0, 2, 2, 3]), torch.tensor([0, 1, 1]), torch.tensor([3e30, 4e30, 1e-30]))
+    got = sparse_cpu.project_weighted(rows, torch.eye(2), torch.ones(2), "none", isa)
+    torch.testing.assert_close(got, torch.tensor([[0.6, 0.8], [0, 0], [0, 1]]))
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("n_clusters", [1, 16, 100])

@@ -62,6 +62,10 @@ def _calls() -> Iterator[tuple[str, str, Callable[..., Any], dict[str, Any]]]:
         yield "decode", form, ops.decode, given
         yield "decode", f"{form}-gradients", _decode_gradients, given
     yield "project", "", ops.project, {"csr": sparse_rows(), "matrix": normal(900, 70)}
+    for how in ("none", "sqrt", "log1p"):
+        yield "project_weighted", how, ops.project_weighted, {
+            "csr": sparse_rows(), "matrix": normal(900, 70), "weights": normal(900, seed=11), "value_transform": how
+        }  # fmt: skip
     for mode in ("mean", "max", "sum", "last", "count"):
         yield "segment_pool", mode, ops.segment_pool, {
             "codes": token_codes(), "offsets": _offsets(), "n_latents": 900, "mode": mode

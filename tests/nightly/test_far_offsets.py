@@ -111,6 +111,8 @@ def test_entries_far_into_sparse_rows(first, isa, tmp_path):
     b_dec = grid(20, seed=5)
     assert torch.equal(decode_cpu.summed(*far, table, b_dec, isa), decode_cpu.summed(*rows, table, b_dec, isa))
     assert torch.equal(sparse_cpu.project(far, table, isa), sparse_cpu.project(rows, table, isa))
+    weighted = [sparse_cpu.project_weighted(given, table, torch.arange(50), "sqrt", isa) for given in (far, rows)]
+    assert torch.equal(*weighted)
     for metric in ("euclidean", "cosine"):
         wanted = kmeans_cpu.assign(rows, table.T, metric, isa)
         assert same(kmeans_cpu.assign(far, table.T, metric, isa), wanted)
