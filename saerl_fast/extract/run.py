@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 from saerl_fast.durable import check_place
 from saerl_fast.errors import JobMismatchError
+from saerl_fast.extract.ahead import Ahead
 from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
-from saerl_fast.extract.shard import Room, ShardRows, featurize_shard
+from saerl_fast.extract.shard import Room, ShardRows, Tokens, featurize_shard, read_tokens
 from saerl_fast.extract.store import DONE, Batches, StoreWriter, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import USABLE, SparseFeatures
@@ -43,11 +44,25 @@ class Task:
     settings: Settings
     room: Room = field(default_factory=Room)
 
-    def compute(self, shard: int, advance: Callable[[int], Any], recorded: Batches | None = None) -> ShardRows:
+    def read(self, shards: Sequence[int]) -> Ahead[Tokens]:
+        """The tokens of these shards, one after the other; where a device does the rest, one shard ahead of it."""
+
+        def tokens(shard: int) -> Tokens:
+            return read_tokens([self.texts[row] for row in self.job.span(shard)], self.reader, self.settings)
+
+        return Ahead(tokens, shards, thread=self.reader.device.type == "cuda")
+
+    def compute(
+        self, shard: int, read: Ahead[Tokens], advance: Callable[[int], Any], recorded: Batches | None = None
+    ) -> ShardRows:
         """The rows of one shard. recorded: batches of an earlier run that ran out of memory."""
-        span = self.job.span(shard)
-        texts, ids = [self.texts[row] for row in span], [self.ids[row] for row in span]
-        return featurize_shard(texts, ids, self.reader, self.sae, self.settings, self.job, advance, recorded, self.room)
+        ids = [self.ids[row] for row in self.job.span(shard)]
+        tokens = read.take(shard)
+        rows = featurize_shard(
+            tokens, ids, self.reader, self.sae, self.settings, self.job, advance, recorded, self.room
+        )
+        read.rest()
+        return rows
 
     def report_sanity(self, folder: Path | None) -> None:
         """Whether the SAE fits, by the texts of the first shard; kept in a folder."""
@@ -96,16 +111,18 @@ def write_features(
     with (
         tqdm(total=rows, desc="featurize", unit="text", disable=not progress) as bar,
         _writer(folder, task, part) as store,
+        ExitStack() as held,
     ):
         if task.columns is not None:
             store.write_columns(task.columns)
         task.report_sanity(folder)
+        read = held.enter_context(task.read([shard for shard in store.shards if not store.has(shard)]))
         for shard in store.shards:
             if store.has(shard):
                 features = read_shard(folder, task.job, shard)
                 bar.update(len(features))
             else:
-                found = task.compute(shard, bar.update, store.split(shard))
+                found = task.compute(shard, read, bar.update, store.split(shard))
                 if found.split:
                     store.write_split(shard, found.batches)
                 store.write(shard, found.features, found.batches)
@@ -146,9 +163,13 @@ def compute_features(task: Task, *, each_shard: EachShard | None = None, progres
     """All rows in memory, nothing on the disk."""
     parts = []
     task.report_sanity(None)
-    with tqdm(total=task.job.rows, desc="featurize", unit="text", disable=not progress) as bar:
-        for shard in range(task.job.shards):
-            parts.append(task.compute(shard, bar.update).features)
+    shards = range(task.job.shards)
+    with (
+        tqdm(total=task.job.rows, desc="featurize", unit="text", disable=not progress) as bar,
+        task.read(shards) as read,
+    ):
+        for shard in shards:
+            parts.append(task.compute(shard, read, bar.update).features)
             if each_shard is not None:
                 each_shard(parts[-1])
     features = SparseFeatures.concatenate(parts)

@@ -64,8 +64,15 @@ class ShardRows(NamedTuple):
     split: bool
 
 
+class Tokens(NamedTuple):
+    """What goes through the model, and the text that each piece belongs to: texts, or the windows of long ones."""
+
+    pieces: list[TokenizedText]
+    owner: NDArray[np.int64]
+
+
 def featurize_shard(
-    texts: Sequence[Text],
+    read: Tokens,
     ids: Sequence[str | int],
     reader: Reader,
     sae: SAE,
@@ -75,12 +82,12 @@ def featurize_shard(
     recorded: Batches | None = None,
     room: Room | None = None,
 ) -> ShardRows:
-    """One shard from texts to rows in their own order; the device is waited for once, at the end.
+    """One shard from the tokens of its texts to rows in their order; the device is waited for once, at the end.
 
     recorded: the batches of an earlier run that was split for want of memory, to be taken again. room: what the codes
     of a token may take; the shards of a run share it.
     """
-    tokens, owner = read_tokens(texts, reader, settings)
+    tokens, owner = read
     heads = np.diff(owner, prepend=-1)
     gathered, room = _Gathered(), room or Room()
     advance(sum(len(text) == 0 for text in tokens))
@@ -105,18 +112,16 @@ def featurize_shard(
         split = run_halving(groups, lengths, settings.layout.group, run, lambda: len(gathered.batches))
         pooled = _fetch(gathered, again)
     features = _assemble(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
-    if len(owner) > len(texts):
+    if len(owner) > len(ids):
         features = merge_windows(features, owner, ids, settings.pool)
     return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None)
 
 
-def read_tokens(
-    texts: Sequence[Text], reader: Reader, settings: Settings
-) -> tuple[list[TokenizedText], NDArray[np.int64]]:
-    """What goes through the model, and the text that each piece belongs to: texts, or the windows of long ones."""
+def read_tokens(texts: Sequence[Text], reader: Reader, settings: Settings) -> Tokens:
+    """The tokens of some texts, as the settings want them read."""
     reading, limit = settings.reading, settings.limit
     if reading.long_texts == "window":
-        return tokenize_windows(
+        windows = tokenize_windows(
             texts,
             reader.tokenizer,
             limit,
@@ -125,6 +130,7 @@ def read_tokens(
             pool_over=reading.pool_over,
             skip_first=reading.skip_first,
         )
+        return Tokens(*windows)
     whole = tokenize(
         texts,
         reader.tokenizer,
@@ -133,7 +139,7 @@ def read_tokens(
         pool_over=reading.pool_over,
         skip_first=reading.skip_first,
     )
-    return whole, np.arange(len(texts))
+    return Tokens(whole, np.arange(len(texts)))
 
 
 def _featurize_batch(
