@@ -121,33 +121,54 @@ def _encode(inputs: Encoder, k: int, backend: str | None) -> TopKCodes:
 
 def encode_vs_sae_lens(**where: Any) -> Contest:
     """SAE.encode against TopKSAE.encode with the same weights, with the peak memory of both."""
+    inputs, k = read_by(**where)
+    ours, theirs = SAE(inputs.w_enc, inputs.b_enc, inputs.w_enc, inputs.b_dec, kind="topk", k=k), of_sae_lens(inputs, k)
+    return Contest(
+        ours=lambda: ours.encode(inputs.x),
+        baselines={"sae_lens TopKSAE.encode": lambda: _without_gradients(theirs, inputs.x)},
+        prove=lambda codes: proof.encoded(codes, inputs, k),
+        backend=backend_of("topk_encode", k=k, **sizes_of(inputs)),
+        facts=facts_of(inputs, k),
+        memory=True,
+    )
+
+
+def accelerate(**where: Any) -> Contest:
+    """encode of an accelerated TopKSAE, dense as sae-lens returns it, against the same object's without it."""
+    from saerl_fast.accelerated import accelerate
+
+    inputs, k = read_by(**where)
+    ours, theirs = accelerate(of_sae_lens(inputs, k)), of_sae_lens(inputs, k)
+    return Contest(
+        ours=lambda: _without_gradients(ours, inputs.x),
+        baselines={"sae_lens TopKSAE.encode": lambda: _without_gradients(theirs, inputs.x)},
+        prove=lambda dense: proof.densely_encoded(dense, inputs, k),
+        backend=backend_of("topk_encode", k=k, **sizes_of(inputs)),
+        facts=facts_of(inputs, k),
+    )
+
+
+def of_sae_lens(inputs: Encoder, k: int) -> Any:
+    """A TopKSAE of sae-lens with these weights, in eval mode."""
     try:
         from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
     except ImportError as error:
         raise MissingDependency(
             f"sae-lens is needed for this row: {error}. pip install 'saerl-fast[sae-lens]'"
         ) from error
-    inputs, k = read_by(**where)
     latents, width = inputs.w_enc.shape
-    ours = SAE(inputs.w_enc, inputs.b_enc, inputs.w_enc, inputs.b_dec, kind="topk", k=k)
-    theirs = TopKSAE(
+    made = TopKSAE(
         TopKSAEConfig(d_in=width, d_sae=latents, k=k, apply_b_dec_to_input=True, dtype="float32", device="cpu")
     )
     weights = {"W_enc": inputs.w_enc.T, "b_enc": inputs.b_enc, "W_dec": inputs.w_enc, "b_dec": inputs.b_dec}
-    theirs.load_state_dict(weights)
+    made.load_state_dict(weights)
+    return made.eval()
 
-    def their_encode() -> object:
-        with torch.no_grad():
-            return theirs.encode(inputs.x)
 
-    return Contest(
-        ours=lambda: ours.encode(inputs.x),
-        baselines={"sae_lens TopKSAE.encode": their_encode},
-        prove=lambda codes: proof.encoded(codes, inputs, k),
-        backend=backend_of("topk_encode", k=k, **sizes_of(inputs)),
-        facts=facts_of(inputs, k),
-        memory=True,
-    )
+def _without_gradients(sae: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = sae.encode(x)
+    return found
 
 
 def threshold_encode(rows: int, width: int, latents: int, l0: int) -> Contest:

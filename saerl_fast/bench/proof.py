@@ -55,6 +55,26 @@ def encoded(codes: TopKCodes, inputs: Encoder, k: int) -> Verdict:
     return Verdict(facts={"rows_by_gap_rule": swapped / max(1, rows)})
 
 
+def densely_encoded(dense: Tensor, inputs: Encoder, k: int) -> Verdict:
+    """The k largest scores and then ReLU, as a dense [rows, latents] array; of k or fewer entries a row."""
+    if dense.shape != (len(inputs.x), len(inputs.w_enc)):
+        return Verdict(f"wanted [{len(inputs.x)}, {len(inputs.w_enc)}]; got {list(dense.shape)}")
+    swapped = 0
+    for block, h, slack in _scores(inputs):
+        found = dense[block].double()
+        chosen = found != 0
+        if int(chosen.sum(dim=1).max()) > k:
+            return Verdict(f"a row has more than k = {k} features")
+        boundary = h.topk(k, dim=1).values[:, -1:].clamp(min=0)
+        if failure := _outside(chosen, h, boundary, slack):
+            return Verdict(failure)
+        error = torch.where(chosen, (found - h).abs(), 0)
+        if not bool((error <= slack).all()):
+            return Verdict(f"a value is off by {float(error.max()):.3g}")
+        swapped += int((chosen != (h >= boundary)).any(dim=1).sum())
+    return Verdict(facts={"rows_by_gap_rule": swapped / max(1, len(inputs.x))})
+
+
 def thresholded(codes: CsrRows, inputs: Encoder, theta: float) -> Verdict:
     """Every score above theta and above 0, in sparse rows with ascending indices."""
     if len(codes.indptr) != len(inputs.x) + 1 or int(codes.indptr[-1]) != len(codes.indices):

@@ -15,6 +15,7 @@ import torch
 from saerl_fast.bench.contest import Contest
 from saerl_fast.bench.decode import decode
 from saerl_fast.bench.encode import (
+    accelerate,
     encode,
     encode_fp32_over_gemm,
     encode_over_gemm,
@@ -108,6 +109,7 @@ ROWS: dict[str, Row] = {
     "encode_over_gemm": Row(encode_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
     "encode_fp32_over_gemm": Row(encode_fp32_over_gemm, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
     "encode_vs_sae_lens": Row(encode_vs_sae_lens, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
+    "accelerate": Row(accelerate, full=_ENCODE, quick=_ENCODE, tiny=_ENCODE_TINY, read=_READ),
     "threshold_encode": Row(
         threshold_encode,
         full=_THRESHOLD,

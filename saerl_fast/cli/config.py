@@ -59,7 +59,7 @@ def _convert(action: argparse.Action, value: Any, path: str) -> Any:
     if value is not None and callable(action.type):
         try:
             value = action.type(value if isinstance(value, str) else json.dumps(value))
-        except (ValueError, argparse.ArgumentTypeError) as error:
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{path}: {action.dest}: {value!r} is not acceptable: {error}") from error
     elif value is not None and isinstance(action, argparse._StoreAction) and action.nargs is None:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):

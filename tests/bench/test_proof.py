@@ -78,6 +78,31 @@ def test_select_wants_the_bits_and_the_lower_index(scores):
     assert "values" in proof.selected((torch.nextafter(good[0], torch.tensor(9.0)), good[1]), scores, K).failure
 
 
+def dense(codes, latents=300):
+    return torch.zeros(len(codes.indices), latents).scatter_(1, codes.indices.long(), codes.values)
+
+
+def test_dense_features_are_held_to_the_same(inputs):
+    codes, more = topk(inputs), topk(inputs, K + 1)
+    assert proof.densely_encoded(dense(codes), inputs, K).failure is None
+    assert "more than k" in proof.densely_encoded(dense(more), inputs, K).failure
+    lost, value = dense(codes), dense(codes)
+    lost[3, codes.indices[3, 0]] = 0
+    assert "1 latents above the boundary are missing" in proof.densely_encoded(lost, inputs, K).failure
+    value[0, codes.indices[0, 0]] *= 1 + 1e-4
+    assert "off by" in proof.densely_encoded(value, inputs, K).failure
+    codes.indices[3, -1], codes.values[3, -1] = more.indices[3, -1], more.values[3, -1]
+    assert "1 below it were kept" in proof.densely_encoded(dense(codes), inputs, K).failure
+    assert "wanted [40, 300]" in proof.densely_encoded(dense(codes)[1:], inputs, K).failure
+
+
+def test_a_row_of_fewer_than_k_positive_scores_has_fewer_features(inputs):
+    few = inputs._replace(b_enc=inputs.b_enc - torch.linalg.vector_norm(inputs.x, dim=1).mean())
+    codes = topk(few)
+    assert (codes.values == 0).any()
+    assert proof.densely_encoded(dense(codes), few, K).failure is None
+
+
 def thresholded(inputs, theta):
     return ops.threshold_encode(inputs.x, inputs.w_enc, inputs.b_enc, theta, b_dec=inputs.b_dec, backend="reference")
 

@@ -31,6 +31,8 @@ def compiled(name):
 
 def spoil(result):
     """The same result with its numbers off by a thousandth."""
+    if isinstance(result, torch.Tensor):
+        return result * 1.001
     parts = [part * 1.001 if part.is_floating_point() else part for part in result]
     return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
 

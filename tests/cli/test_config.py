@@ -41,6 +41,7 @@ def test_a_number_for_a_word_is_that_word(config):
         ("nonsense: 1\n", InputError, r"unknown keys \['nonsense'\] for `saerl featurize`; known are"),
         ("pool: median\n", InputError, "pool must be one of"),
         ("layer: deep\n", InputError, "layer: 'deep' is not acceptable"),
+        ("layer: 2024-01-01\n", InputError, "layer: .* is not acceptable"),
         ("keep-hidden: 3\n", InputError, "keep_hidden must be true or false"),
         ("- a\n", FormatError, "a mapping of options"),
         ("out: 2024-01-02\n", InputError, "out must be a word or a number; got datetime"),
