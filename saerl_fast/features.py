@@ -142,6 +142,7 @@ class SparseFeatures:
                 )
                 raise InputError(f"SparseFeatures.concatenate: the parts come from different jobs; {keys} differ")
         lengths = np.concatenate([np.diff(part.indptr) for part in parts])
+        hidden = [part.hidden for part in parts if part.hidden is not None]
         return SparseFeatures(
             indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             indices=np.concatenate([part.indices for part in parts]),
@@ -150,7 +151,7 @@ class SparseFeatures:
             ids=tuple(i for part in parts for i in part.ids),
             status=tuple(s for part in parts for s in part.status),
             n_tokens=np.concatenate([part.n_tokens for part in parts]),
-            hidden=None if first.hidden is None else np.concatenate([_hidden(part) for part in parts]),
+            hidden=np.concatenate(hidden) if hidden else None,
             provenance=first.provenance,
         )
 
@@ -280,12 +281,6 @@ class SparseFeatures:
             hidden=arrays.get("hidden"),
             provenance=note["provenance"],
         )
-
-
-def _hidden(features: SparseFeatures) -> NDArray[np.float32]:
-    if features.hidden is None:
-        raise InputError("SparseFeatures: this part has no hidden states")
-    return features.hidden
 
 
 def _read_ids(raw: NDArray[np.uint8], origin: str) -> tuple[str | int, ...]:

@@ -21,7 +21,14 @@ def pytest_addoption(parser):
         "--real", metavar="DIR", help="--real=DIR with models/ and data/; without it real tests are skipped"
     )
     parser.addoption("--nightly", action="store_true", help="run the nightly tests too (make nightly)")
-    parser.addoption("--findings", metavar="FILE", help="write what the tests of tests/nightly found as JSON")
+    parser.addoption("--findings", metavar="FILE", help="write what the large tests found as JSON")
+
+
+def pytest_configure(config):
+    if file := config.getoption("--findings"):
+        from tests.findings import Findings
+
+        config.pluginmanager.register(Findings(file))
 
 
 def pytest_collection_modifyitems(config, items):

@@ -285,7 +285,10 @@ def read_split(folder: Path, job: Job, shard: int) -> list[list[int]] | None:
         return None
     found = unseal(path)
     batches = found.get("batches")
-    pairs = isinstance(batches, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in batches)
+    pairs = isinstance(batches, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 < n < 2**31 for n in pair)
+        for pair in batches
+    )
     if found.get("shard") != shard or found.get("job") != job.digest or not pairs:
         raise CorruptStoreError(f"{path}: not the batches of shard {shard} of this job; see `saerl repair`")
     return batches

@@ -186,11 +186,7 @@ def _column(table: pyarrow.Table, name: str, kinds: tuple[str, ...], origin: str
 
 def _lists(table: pyarrow.Table, name: str, dtype: np.dtype[Any], origin: str) -> tuple[Any, Any]:
     """Bounds int64 [S + 1] and values of a column of lists."""
-    import pyarrow
-
     column = table[name].combine_chunks()
-    if isinstance(column, pyarrow.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pyarrow.array([], column.type)
     if not hasattr(column, "flatten") or column.null_count:
         raise FormatError(f"{origin}: {name} must be a column of lists with none missing; it is {column.type}")
     lengths = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -205,13 +201,11 @@ class _Described:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        kinds: set[type] = set()
-        first: SparseFeatures | None = None
-        for part in read_shards(folder):
-            first = part if first is None else first
+        shards = read_shards(folder)
+        first = next(shards)
+        kinds = set(map(type, first.ids))
+        for part in shards:
             kinds.update(map(type, part.ids))
-        if first is None:
-            raise FormatError(f"{folder}: no rows")
         self.ids_are_json = len(kinds) > 1
         self._with_columns = (folder / COLUMNS).exists()
         self._extra, self._as_json = self._columns(first) if self._with_columns else ([], [])

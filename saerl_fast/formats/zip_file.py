@@ -60,7 +60,7 @@ class ZipMembers:
         try:
             with self._archive.open(info) as file:
                 yield file
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
             raise UnsafeFileError(f"{self.path}: {info.filename} is damaged: {error}") from error
 
     def read(self, file: IO[bytes], size: int) -> bytearray:

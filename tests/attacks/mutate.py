@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.attacks.seeds import SEEDS, Seed
 from tests.attacks.source_copy import GREEN, RED, ROOT, SourceCopy
 
-SECONDS = 300.0
+SECONDS = 900.0
 """After which a run of tests counts as hung."""
 
 

@@ -259,11 +259,61 @@ SEEDS = (
         "tests/extract/test_packing.py",
         ("saerl_fast/extract/packing.py", " or _check(reader, kernel, limit)", ""),
     ),
+    seed(
+        "smaller batches not recorded",
+        "tests/extract/test_backoff.py",
+        ("saerl_fast/extract/run.py", "store.write_split(shard, found.batches)", "pass"),
+    ),
+    seed(
+        "smaller batches recorded and not taken again",
+        "tests/extract/test_backoff.py",
+        (
+            "saerl_fast/extract/run.py",
+            "task.compute(shard, bar.update, store.split(shard))",
+            "task.compute(shard, bar.update)",
+        ),
+    ),
+    seed(
+        "what repair finds deleted, not put aside",
+        "tests/extract/test_inspect.py",
+        (
+            "saerl_fast/extract/inspect.py",
+            "set_aside(finding.path, folder / QUARANTINE) if",
+            "finding.path.unlink() if",
+        ),
+    ),
+    seed(
+        "bounds of rows compared by differences that wrap",
+        "tests/test_features.py",
+        (
+            "saerl_fast/features.py",
+            "(self.indptr[1:] < self.indptr[:-1]).any()",
+            "(np.diff(self.indptr) < 0).any()",
+        ),
+    ),
+    seed(
+        "the header is read from one opening, the data from another",
+        "tests/test_features.py",
+        (
+            "saerl_fast/features.py",
+            "header, tensors = read_file(path)",
+            "header, tensors = read_file(path)[0], read_file(path)[1]",
+        ),
+    ),
     # ---- k-means
     seed(
         "empty clusters left where they are",
         "tests/signals/test_kmeans.py",
         ("saerl_fast/signals/lloyd.py", "_fill(empty, rows,", "_fill(empty[:0], rows,"),
+    ),
+    seed(
+        "directions learnt from the first rows",
+        "tests/signals/test_projection.py",
+        (
+            "saerl_fast/signals/projection.py",
+            "rows[np.sort(rng.choice(n_rows, self.max_rows, replace=False))]",
+            "rows[: self.max_rows]",
+        ),
     ),
     seed(
         "global generator seeded",

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,12 @@ def test_figures_of_the_nightly_run_are_on_the_page():
 def test_every_file_it_names_exists():
     for name in re.findall(r"`((?:nightly|ops|kernels|attacks|extract|formats)/\w+\.py)", PAGE.read_text()):
         assert (ROOT / "tests" / name).exists(), name
+
+
+def test_findings_are_written_wherever_the_test_lies(tmp_path):
+    file = tmp_path / "found.json"
+    test = "tests/extract/test_backoff.py::test_no_row_is_lost_and_a_batch_is_tried_log2_times[daily]"
+    command = [sys.executable, "-m", "pytest", test, "--findings", str(file)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (found,) = json.loads(file.read_text())["findings"]
+    assert (found["test"], found["outcome"], found["cases"]) == (test, "passed", 200)

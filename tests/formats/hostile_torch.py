@@ -96,6 +96,15 @@ def laughs():
     return torch_file(b"(" + body + b"t")
 
 
+def name_that_is_no_utf8():
+    """A local header that says its name is UTF-8, which it is not; the directory's name is as it should be."""
+    raw = bytearray(good())
+    at = raw.index(b"PK\x03\x04", 4)
+    raw[at + 7] |= 0x08
+    raw[at + 30] = 0xFF
+    return bytes(raw)
+
+
 def wrong_checksum():
     raw = bytearray(good())
     at = raw.index(b"PK\x03\x04", 4)
@@ -170,6 +179,7 @@ HOSTILE = {
     "overlapping-members": overlapping_members(),
     "size-that-is-not-there": lying_size(),
     "wrong-checksum": wrong_checksum(),
+    "name-that-is-no-utf8": name_that_is_no_utf8(),
     "truncated": good()[:-30],
     "big-endian": torch_file(b"}", **{"a/byteorder": b"big"}),
     # other forms
