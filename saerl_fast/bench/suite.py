@@ -142,13 +142,14 @@ def run_suite(
     *,
     only: Iterable[str] = (),
     threads: int | None = None,
+    rounds: int | None = None,
     real: Real | None = None,
     report: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Run the rows named in `only` (all without it) and return {"machine": ..., "results": [...]}.
 
-    threads: for torch and for our kernels (torch's number without it). real: what
-    rows that can be are run on besides. `report` is called with each result.
+    threads: for torch and for our kernels (torch's number without it). rounds: so many, where the size has more. real:
+    what rows that can be are run on besides. `report` is called with each result.
 
     A result holds name, shape and, where our result was proved: exact (true), backend, threads, rounds, ours_ms,
     baseline, baseline_ms, ratio (baseline / ours, medians of wall-clock time), the same from processor time
@@ -164,11 +165,14 @@ def run_suite(
     if idle := [name for name in only if not shapes[name]]:
         raise InputError(f"{', '.join(idle)}: at size {size} only on real texts; pass --texts FILE, --model and --sae")
     threads = threads or torch.get_num_threads()
+    effort = EFFORT[size]
+    if rounds is not None and rounds < effort.rounds:
+        effort = Effort(rounds, effort.seconds, proved=True)
     about: dict[str, Any] = {"suite": "cpu", "size": size, "machine": machine(threads), "results": []}
     for name in names:
         for shape in shapes[name]:
             logger.info("%s %s", name, shape)
-            result = run_row(name, shape, EFFORT[size], threads)
+            result = run_row(name, shape, effort, threads)
             about["results"].append(result)
             report(result)
     about["machine"]["load_at_end"] = load()

@@ -19,6 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="shapes of a test: shows that all of it runs, no more")
     parser.add_argument("--only", metavar="ROWS", help="rows to run, with commas between: select,encode")
     parser.add_argument("--threads", type=int, help="threads (default: torch's number)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="at most N timed rounds of a row of the CPU suite")
     parser.add_argument("--features", metavar="DIR", help="a feature folder: k-means fits on real features besides")
     parser.add_argument("--activations", metavar="FILE", help="real activations (safetensors): encode rows besides")
     parser.add_argument("--sae", metavar="DIR", help="the TopK SAE that reads them, or the texts")
@@ -36,8 +37,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--quick and --tiny were both given; choose one")
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1; got {args.threads}")
-    if args.suite == "gpu" and (args.features or args.activations or args.texts):
-        raise InputError("--features, --activations and --texts go with --suite cpu: the GPU suite makes its own rows")
+    if args.rounds is not None and args.rounds < 1:
+        raise InputError(f"--rounds must be at least 1; got {args.rounds}")
+    if args.suite == "gpu" and (args.features or args.activations or args.texts or args.rounds):
+        raise InputError(
+            "--features, --activations, --texts and --rounds go with --suite cpu; the GPU suite has its own"
+        )
     if (args.activations is None and args.texts is None) != (args.sae is None):
         raise InputError("--activations FILE or --texts FILE and --sae DIR belong together; only one was given")
     if (args.texts is None) != (args.model is None):
@@ -71,7 +76,7 @@ def run_suite_of(args: argparse.Namespace) -> dict[str, Any]:
     from saerl_fast.bench.suite import Real, run_suite
 
     real = Real(args.features, args.activations, args.sae, args.texts, args.text_field, args.model)
-    return run_suite(size, only=only, threads=args.threads, real=real, report=report)
+    return run_suite(size, only=only, threads=args.threads, rounds=args.rounds, real=real, report=report)
 
 
 def write(file: str | None, found: dict[str, Any]) -> None:

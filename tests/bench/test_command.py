@@ -39,7 +39,7 @@ def test_a_wrong_result_ends_with_1_and_shows_no_speed(tmp_path, capsys, monkeyp
     assert " ms" not in shown
 
 
-@pytest.mark.parametrize("words", [["--only", "speed"], ["--threads", "0"], ["--tiny", "--quick"]])
+@pytest.mark.parametrize("words", [["--only", "speed"], ["--threads", "0"], ["--rounds", "0"], ["--tiny", "--quick"]])
 def test_mistakes_end_with_2(words, capsys):
     assert main(["bench", *words]) == 2
     assert "InputError" in capsys.readouterr().err

@@ -39,6 +39,13 @@ def test_no_round_starts_after_the_seconds_are_over():
     assert len(times[OURS].wall) == LEAST_ROUNDS
 
 
+def test_ours_that_was_proved_is_not_warmed_up_once_more():
+    log = []
+    times = race(sleeper(log, "ours", 0.01), {"a": sleeper(log, "a", 0.01)}, Effort(1, 60, proved=True))
+    assert log == ["a", "ours", "a"]
+    assert len(times[OURS].wall) == len(times["a"].wall) == 1
+
+
 def test_sleep_takes_no_processor_time():
     times = race(sleeper([], "ours", 0.05), {"a": sleeper([], "a", 0.05)}, Effort(3, 60))
     assert times[OURS].wall_ms >= 50
