@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,14 +16,15 @@ from torch import nn
 
 from saerl_fast.errors import InputError
 from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
+from saerl_fast.extract.asked import asked
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, columns_of, dataset_ids, read_texts
-from saerl_fast.extract.job import WHOLE, Job, Part, sha256
+from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import make_reader
-from saerl_fast.extract.run import EachShard, Task, check_out, compute_features, write_features
-from saerl_fast.extract.settings import SHARD_ROWS, Request, job_fingerprint, settle
+from saerl_fast.extract.run import EachShard, Finished, Task, check_out, compute_features, find_finished, write_features
+from saerl_fast.extract.settings import SHARD_ROWS, Request, job_fingerprint, name_contents, settle
 from saerl_fast.extract.tokens import Text, check_texts, refuse_long
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats import as_sae
@@ -119,9 +120,11 @@ def featurize(
         raise InputError("part=(i, n) computes a share of a job into a folder; pass out=DIR too")
     if out is not None:
         check_out(out)
-    task = make_task(texts, model, sae, Request(**settings))
+    request = Request(**settings)
     if out is None:
-        return compute_features(task, each_shard=each_shard, progress=progress)
+        return compute_features(make_task(texts, model, sae, request), each_shard=each_shard, progress=progress)
+    share = WHOLE if part is None else Part(*part)
+    task = find_task(texts, model, sae, request, out, share)
     parts: list[SparseFeatures] = []
 
     def keep(rows: SparseFeatures) -> None:
@@ -129,10 +132,21 @@ def featurize(
         if each_shard is not None:
             each_shard(rows)
 
-    write_features(task, out, part=WHOLE if part is None else Part(*part), each_shard=keep, progress=progress)
+    write_features(task, out, part=share, each_shard=keep, progress=progress)
     if not parts:
         raise InputError(f"share {part} of {task.job.shards} shards is empty; take fewer shares")
     return SparseFeatures.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What was handed in, read and named; no model is loaded yet."""
+
+    texts: Sequence[Text]
+    ids: Sequence[str | int]
+    columns: bytes | None
+    sae: SAE
+    contents: dict[str, Any]
 
 
 def make_task(
@@ -141,19 +155,42 @@ def make_task(
     sae: SAE | str | os.PathLike[str],
     request: Request,
 ) -> Task:
-    """What ``featurize`` was asked to do, checked and named; the errors are its own.
+    """What ``featurize`` was asked to do, checked and named, for ``compute_features``; the errors are its own."""
+    return _with_model(_read(texts, model, sae, request), model, request, None)
 
-    For ``write_features``, which keeps the rows of one shard in memory instead of all.
+
+def find_task(
+    texts: Sequence[Text] | datasets.Dataset,
+    model: nn.Module | str | os.PathLike[str],
+    sae: SAE | str | os.PathLike[str],
+    request: Request,
+    out: str | os.PathLike[str],
+    part: Part = WHOLE,
+) -> Task | Finished:
+    """The same for ``write_features`` into ``out``, which keeps the rows of one shard in memory instead of all.
+
+    Where the folder is finished and was asked for in the same words, no model is loaded.
     """
+    given = _read(texts, model, sae, request)
+    words = asked(model, given.sae, request, given.contents)
+    return find_finished(out, part, words, given.columns) or _with_model(given, model, request, words)
+
+
+def _read(texts: Any, model: Any, sae: Any, request: Request) -> _Given:
     check_arguments({"model": model, "sae": sae})
     rows = read_texts(texts, request.text_field, request.completion_field)
     check_texts(rows, request.pool_over)
-    row_ids = check_ids(dataset_ids(texts) if request.ids is None else request.ids, len(rows))
+    ids = check_ids(dataset_ids(texts) if request.ids is None else request.ids, len(rows))
     lines = columns_of(request.columns, len(rows))
     found = as_sae(sae)
+    return _Given(rows, ids, lines, found, name_contents(found, rows, ids, lines))
+
+
+def _with_model(given: _Given, model: Any, request: Request, words: str | None) -> Task:
+    """The task, its model loaded. words: what was asked, to be kept with the job."""
     reader = make_reader(
         model,
-        found,
+        given.sae,
         tokenizer=request.tokenizer,
         layer=request.layer,
         hook=request.hook,
@@ -161,12 +198,10 @@ def make_task(
         dtype=request.dtype,
         device_map=request.device_map,
     )
-    found = found.to(reader.device)
-    settings = settle(request, reader, found)
+    sae = given.sae.to(reader.device)
+    settings = settle(request, reader, sae)
     if request.long_texts == "error":
-        refuse_long(rows, row_ids, reader.tokenizer, settings.limit, request.pool_over)
-    fingerprint = job_fingerprint(reader, found, settings, rows, row_ids)
-    if lines is not None:
-        fingerprint["columns"] = sha256(lines)
-    job = Job(len(rows), request.shard_rows, fingerprint, request.source or {})
-    return Task(job, rows, row_ids, lines, reader, found, settings)
+        refuse_long(given.texts, given.ids, reader.tokenizer, settings.limit, request.pool_over)
+    fingerprint = job_fingerprint(reader, settings, given.contents)
+    job = Job(len(given.texts), request.shard_rows, fingerprint, request.source or {}, words)
+    return Task(job, given.texts, given.ids, given.columns, reader, sae, settings)

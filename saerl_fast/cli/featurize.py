@@ -137,7 +137,7 @@ def featurize_table(
     from saerl_fast.extract.inputs import choose_ids, column_names, has_column, hash_file, read_table, texts_of
     from saerl_fast.extract.run import check_out, write_features
     from saerl_fast.extract.settings import Request
-    from saerl_fast.featurizer import make_task
+    from saerl_fast.featurizer import find_task
 
     check_out(out)
     rows = read_table(data)
@@ -157,7 +157,7 @@ def featurize_table(
         columns=[{k: v for k, v in row.items() if k not in fields} for row in rows],
         source=source,
     )
-    task = make_task(texts_of(rows, *fields), call["model"], call["sae"], request)
+    task = find_task(texts_of(rows, *fields), call["model"], call["sae"], request, out, part)
     return write_features(task, out, part=part)
 
 

@@ -27,12 +27,14 @@ class Job:
     fingerprint: everything that changes a bit of the result, as a flat mapping of JSON values. With the rows it
     fixes every batch of every shard: these are a function of a shard's own texts and ``tokens_per_batch``.
     source: where the rows came from (a path and its hash); a note, not part of the fingerprint.
+    asked: what was asked for, as ``asked.py`` tells it; a note too.
     """
 
     rows: int
     shard_rows: int
     fingerprint: Mapping[str, Any]
     source: Mapping[str, Any]
+    asked: str | None = None
 
     def __post_init__(self) -> None:
         if self.shards > MAX_SHARDS:
@@ -60,16 +62,15 @@ class Job:
 
     def seal(self) -> bytes:
         """The manifest."""
-        return seal(
-            {
-                "format_version": FORMAT_VERSION,
-                "rows": self.rows,
-                "shard_rows": self.shard_rows,
-                "shards": self.shards,
-                "fingerprint": dict(self.fingerprint),
-                "source": dict(self.source),
-            }
-        )
+        content = {
+            "format_version": FORMAT_VERSION,
+            "rows": self.rows,
+            "shard_rows": self.shard_rows,
+            "shards": self.shards,
+            "fingerprint": dict(self.fingerprint),
+            "source": dict(self.source),
+        }
+        return seal(content if self.asked is None else content | {"asked": self.asked})
 
     def refuse_another(self, folder: Path, found: Job) -> None:
         """JobMismatchError with the keys that differ, where the job found in a folder is not this one."""
@@ -97,8 +98,9 @@ class Job:
         fingerprint, source = found.get("fingerprint"), found.get("source")
         if not isinstance(fingerprint, dict) or not isinstance(source, dict):
             raise FormatError(f"{folder}: {MANIFEST} must hold fingerprint and source as objects")
+        asked = found.get("asked")
         try:
-            return Job(rows, shard_rows, fingerprint, source)
+            return Job(rows, shard_rows, fingerprint, source, asked if isinstance(asked, str) else None)
         except InputError as error:
             raise FormatError(f"{folder}: {MANIFEST}: {error}") from error
 

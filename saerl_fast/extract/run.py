@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm.auto import tqdm
 
 from saerl_fast.durable import check_place
-from saerl_fast.errors import JobMismatchError
+from saerl_fast.errors import IncompleteStoreError, JobMismatchError
 from saerl_fast.extract.ahead import Ahead
 from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import Room, ShardRows, Tokens, featurize_shard, read_tokens
-from saerl_fast.extract.store import DONE, Batches, StoreWriter, read_shard
+from saerl_fast.extract.store import DONE, Batches, StoreWriter, missing_shards, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import USABLE, SparseFeatures
 from saerl_fast.sae import SAE
@@ -70,6 +70,47 @@ class Task:
         report_sanity(first, self.reader, self.sae, self.settings, folder)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A job whose rows are all in its folder: it is read without a model."""
+
+    job: Job
+    columns: bytes | None = None
+
+    def read(self, shards: Sequence[int]) -> Ahead[Tokens]:
+        """Nothing is left to be read."""
+        return Ahead(self._refuse, shards, thread=False)
+
+    def compute(
+        self, shard: int, read: Ahead[Tokens], advance: Callable[[int], Any], recorded: Batches | None = None
+    ) -> ShardRows:
+        self._refuse(shard)
+
+    def _refuse(self, shard: int) -> NoReturn:
+        raise IncompleteStoreError(f"shard {self.job.name_shards([shard])} has just vanished; run the same again")
+
+    def report_sanity(self, folder: Path | None) -> None:
+        """It was reported when the rows were made."""
+
+
+def find_finished(out: str | os.PathLike[str], part: Part, asked: str | None, columns: bytes | None) -> Finished | None:
+    """The job of a folder that was asked for in these words (``asked.py``) and is finished; None for any other."""
+    folder = folder_of(out, part)
+    if asked is None or not (folder / DONE).exists():
+        return None
+    job = Job.load(folder)
+    lacking = set(missing_shards(folder, job)) & set(part.shards(job))
+    if job.asked != asked or lacking:
+        return None
+    logger.info("%s is finished and was asked for in the same words: it is read, and no model loaded", folder)
+    return Finished(job, columns)
+
+
+def folder_of(out: str | os.PathLike[str], part: Part) -> Path:
+    """Where the rows of a share go: a folder of its own inside ``out``, for ``merge_parts``."""
+    return Path(out) if part == WHOLE else Path(out) / part.folder
+
+
 @dataclass
 class Written:
     """What stands in a folder after a run: how many rows of which status, how many entries, what was new."""
@@ -93,7 +134,7 @@ def check_out(out: str | os.PathLike[str]) -> None:
 
 
 def write_features(
-    task: Task,
+    task: Task | Finished,
     out: str | os.PathLike[str],
     *,
     part: Part = WHOLE,
@@ -102,10 +143,10 @@ def write_features(
 ) -> Written:
     """Compute what the folder lacks, shard by shard, and mark it complete. A finished folder is only read.
 
-    part: a share of the job; it goes into a folder of its own inside ``out``, for ``merge_parts``.
+    part: a share of the job, which goes into its ``folder_of``.
     each_shard: called with the rows of each shard in order, computed or read back.
     """
-    folder = Path(out) if part == WHOLE else Path(out) / part.folder
+    folder = folder_of(out, part)
     written = Written(folder)
     rows = sum(len(task.job.span(shard)) for shard in part.shards(task.job))
     with (
@@ -137,12 +178,14 @@ def write_features(
 
 
 @contextmanager
-def _writer(folder: Path, task: Task, part: Part) -> Iterator[StoreWriter]:
+def _writer(folder: Path, task: Task | Finished, part: Part) -> Iterator[StoreWriter]:
     """The writer of the folder; where the folder is of another job, with what can be said about its texts."""
     with ExitStack() as held:
         try:
             store = held.enter_context(StoreWriter(folder, task.job, part))
         except JobMismatchError as error:
+            if isinstance(task, Finished):
+                raise
             raise JobMismatchError(f"{error}{_rows_added(folder, task)}") from error
         yield store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -114,19 +114,28 @@ def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
     )
 
 
-def job_fingerprint(
-    reader: Reader, sae: SAE, settings: Settings, texts: Sequence[Text], ids: Sequence[str | int]
-) -> dict[str, Any]:
-    """Everything that changes a bit of the result."""
-    return {
-        **reader.fingerprint(),
-        "layer": reader.hook.layer,
-        "hook": str(reader.hook),
+def name_contents(
+    sae: SAE, texts: Sequence[Text], ids: Sequence[str | int], columns: bytes | None
+) -> dict[str, str | int | None]:
+    """What is read and by which SAE, as a fingerprint has it: hashes and names."""
+    named = {
         "sae": sae.weights_hash(),
         "sae_kind": sae.kind,
         "sae_k": sae.k,
         "sae_model": sae.model_name,
         "sae_hook": sae.hook_name,
+        "texts": hash_each(texts),
+        "ids": hash_each(ids),
+    }
+    return named if columns is None else named | {"columns": hashlib.sha256(columns).hexdigest()}
+
+
+def job_fingerprint(reader: Reader, settings: Settings, contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that changes a bit of the result. contents: ``name_contents``."""
+    return {
+        **reader.fingerprint(),
+        "layer": reader.hook.layer,
+        "hook": str(reader.hook),
         "pool": settings.pool,
         "max_tokens": settings.limit,
         **asdict(settings.reading),
@@ -137,8 +146,7 @@ def job_fingerprint(
         "on_nonfinite": settings.on_nonfinite,
         "torch": torch.__version__,
         "saerl_fast": __version__,
-        "texts": hash_each(texts),
-        "ids": hash_each(ids),
+        **contents,
     }
 
 
