@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,22 @@ class SparseFeatures:
             hidden=np.concatenate(hidden) if hidden else None,
             provenance=first.provenance,
         )
+
+    @staticmethod
+    def gather(parts: Iterable[SparseFeatures], rows: NDArray[np.int64]) -> SparseFeatures:
+        """Rows by their numbers, ascending, out of parts that come one after the other; no more is kept in memory.
+
+        rows counts over all parts. Raises InputError where there is none, or one is beyond the last.
+        """
+        found, start = [], 0
+        for part in parts:
+            first, last = np.searchsorted(rows, [start, start + len(part)])
+            if last > first:
+                found.append(part[rows[first:last] - start])
+            start += len(part)
+        if not len(rows) or int(rows[0]) < 0 or int(rows[-1]) >= start:
+            raise InputError(f"SparseFeatures.gather: wanted rows of 0 to {start - 1}; got {rows[:1]} to {rows[-1:]}")
+        return SparseFeatures.concatenate(found)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
         """A ``scipy.sparse.csr_matrix`` [S, M] that shares the arrays."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from saerl_fast.features import SparseFeatures
 from saerl_fast.signals import DifficultyProxy, QualityProbe, StreamingKMeans
 from saerl_fast.signals.inputs import is_missing
 
+logger = logging.getLogger(__name__)
+
+FIT_ROWS = 200_000
+"""Rows that clusters and probes are fitted on at most; about 2 GB at 300 features a row."""
 FORMAT, FORMAT_VERSION = "saerl-signals", 1
 SIGNALS = "signals.json"
 
@@ -68,16 +73,15 @@ def steer(
     if not usable.any():
         raise InputError("no row holds features; there is nothing to steer by")
     rows = features.to_scipy()[usable]
-    clusters = StreamingKMeans(n_clusters=n_clusters, value_transform="sqrt", random_state=seed).fit_predict(rows)
+    models = _models(n_clusters, good_label, seed)
+    clusters = models["clusters"].fit_predict(rows)
     held_out: dict[str, Any] = {}
     labelled: dict[str, int] = {}
     predicted: dict[str, NDArray[np.float64] | None] = {"difficulty": None, "quality": None}
-    for name, labels, probe in (
-        ("difficulty", difficulty, DifficultyProxy(random_state=seed)),
-        ("quality", quality, QualityProbe(good_label=good_label, random_state=seed)),
-    ):
+    for name, labels in (("difficulty", difficulty), ("quality", quality)):
         if labels is None:
             continue
+        probe = models[name]
         if len(labels) != len(features):
             raise InputError(f"{name}: one label per row is wanted, {len(features)}; got {len(labels)}")
         known = np.array(labels, dtype=object)[usable]
@@ -92,6 +96,81 @@ def steer(
         held_out=held_out,
         labelled=labelled,
     )
+
+
+def steer_shards(
+    read: Callable[[], Iterable[SparseFeatures]],
+    rows: int,
+    *,
+    n_clusters: int = 16,
+    difficulty: Sequence[Any] | None = None,
+    quality: Sequence[Any] | None = None,
+    good_label: str | None = None,
+    seed: int = 0,
+    fit_rows: int = FIT_ROWS,
+) -> Signals:
+    """The same as ``steer`` for rows that do not fit in memory: fitted on some of them, predicted shard by shard.
+
+    read gives all of the rows in order, in parts, and is called a few times: ``lambda: read_shards(folder)``. rows is
+    their number. Up to ``fit_rows`` rows the result is that of ``steer``. Of more, the clusters are fitted on
+    ``fit_rows`` rows and each probe on as many of its labelled rows at most, drawn by the seed; a line of log says so.
+    """
+    given = {name: found for name, found in (("difficulty", difficulty), ("quality", quality)) if found is not None}
+    if rows <= fit_rows:
+        whole = SparseFeatures.concatenate(list(read()))
+        return steer(whole, n_clusters=n_clusters, good_label=good_label, seed=seed, **given)
+    logger.warning("steer: %d rows; fitted on %d of them, and at most as many with a label", rows, fit_rows)
+    for name, labels in given.items():
+        if len(labels) != rows:
+            raise InputError(f"{name}: one label per row is wanted, {rows}; got {len(labels)}")
+    known = {name: np.array([not is_missing(label) for label in labels]) for name, labels in given.items()}
+    generator = np.random.default_rng(seed)
+    models: dict[str, Any] = _models(n_clusters, good_label, seed)
+    for name, candidates in (("clusters", np.ones(rows, bool)), *known.items()):
+        chosen = np.flatnonzero(candidates)
+        chosen = np.sort(generator.permutation(chosen)[:fit_rows])
+        if not len(chosen):
+            raise InputError(f"{name}: no row has a label")
+        sample = SparseFeatures.gather(read(), chosen)
+        usable = sample.usable
+        if not usable.any():
+            raise InputError(f"{name}: none of the rows to be fitted on holds features")
+        labels = np.array([given[name][row] for row in chosen], dtype=object)[usable] if name in given else None
+        models[name].fit(sample.to_scipy()[usable], labels)
+    return _predicted(read(), {name: models[name] for name in ("clusters", *given)}, known, rows)
+
+
+def _predicted(
+    parts: Iterable[SparseFeatures], models: Mapping[str, Any], known: Mapping[str, NDArray[np.bool_]], rows: int
+) -> Signals:
+    """What the fitted models say of every usable row, a part at a time."""
+    usable = np.zeros(rows, dtype=bool)
+    found = {name: np.zeros(rows, dtype=np.int64 if name == "clusters" else np.float64) for name in models}
+    start = 0
+    for part in parts:
+        keep = np.flatnonzero(part.usable)
+        usable[start + keep] = True
+        if len(keep):
+            for name, model in models.items():
+                found[name][start + keep] = model.predict(part.to_scipy()[keep])
+        start += len(part)
+    for name in known:
+        found[name] = _spread(found[name][usable], usable)
+    return Signals(
+        clusters=found["clusters"],
+        difficulty=found.get("difficulty"),
+        quality=found.get("quality"),
+        held_out={name: models[name].score_report_ for name in known},
+        labelled={name: int((mask & usable).sum()) for name, mask in known.items()},
+    )
+
+
+def _models(n_clusters: int, good_label: str | None, seed: int) -> dict[str, Any]:
+    return {
+        "clusters": StreamingKMeans(n_clusters=n_clusters, value_transform="sqrt", random_state=seed),
+        "difficulty": DifficultyProxy(random_state=seed),
+        "quality": QualityProbe(good_label=good_label, random_state=seed),
+    }
 
 
 def write_signals(

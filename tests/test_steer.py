@@ -7,7 +7,8 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from saerl_fast.errors import CorruptStoreError, FormatError, InputError
 from saerl_fast.features import SparseFeatures
-from saerl_fast.steer import read_signals, steer, write_signals
+from saerl_fast.signals import DifficultyProxy
+from saerl_fast.steer import read_signals, steer, steer_shards, write_signals
 
 ROWS, LATENTS = 600, 80
 
@@ -115,3 +116,67 @@ def test_other_files_are_no_signals(tmp_path, content, error, message):
     (tmp_path / "signals.json").write_text(content)
     with pytest.raises(error, match=message):
         read_signals(tmp_path / "signals.json")
+
+
+def in_shards(features, rows=100):
+    """What reads a folder, and a count of how often it did."""
+    calls = []
+
+    def read():
+        calls.append(1)
+        return (features[start : start + rows] for start in range(0, len(features), rows))
+
+    return read, calls
+
+
+def test_shards_that_fit_in_memory_are_steered_as_ever(planted):
+    features, _, level, good = planted
+    given = {"n_clusters": 4, "difficulty": labels(level, 0.5), "quality": labels(good.astype(float), 0.5)}
+    one, other = steer(features, **given), steer_shards(in_shards(features)[0], ROWS, **given)
+    for name in ("clusters", "difficulty", "quality"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert (one.held_out, one.labelled) == (other.held_out, other.labelled)
+
+
+def test_of_more_rows_some_are_fitted_on_and_all_are_predicted(planted, caplog):
+    features, topic, level, good = planted
+    known = labels(level, 0.3)  # fewer than are fitted on: all of them are
+    read, calls = in_shards(features)
+    found = steer_shards(read, ROWS, n_clusters=4, difficulty=known, quality=good.astype(float).tolist(), fit_rows=300)
+    assert "600 rows; fitted on 300 of them" in caplog.text
+    assert len(calls) == 4
+    others = np.arange(ROWS) != 7
+    assert normalized_mutual_info_score(topic[others], found.clusters[others]) > 0.7
+    assert stats.spearmanr(found.difficulty[others], level[others]).statistic > 0.8
+    assert found.clusters[7] == 0
+    assert found.difficulty[7] == np.median(found.difficulty[others])
+    assert found.labelled == {"difficulty": sum(label is not None for label in known), "quality": ROWS - 1}
+    rows = np.flatnonzero([label is not None for label in known])
+    probe = DifficultyProxy(random_state=0).fit(features[rows].to_scipy(), [known[row] for row in rows])
+    np.testing.assert_array_equal(found.difficulty[others], probe.predict(features.to_scipy())[others])
+    again = steer_shards(in_shards(features, 37)[0], ROWS, n_clusters=4, difficulty=known, fit_rows=300)
+    np.testing.assert_array_equal(again.clusters, found.clusters)
+    np.testing.assert_array_equal(again.difficulty, found.difficulty)
+
+
+def test_shards_without_what_is_needed_are_named(planted):
+    features = planted[0]
+    read = in_shards(features)[0]
+    for given, message in [
+        ({"difficulty": [1, 2]}, "one label per row is wanted, 600; got 2"),
+        ({"quality": [None] * ROWS}, "quality: no row has a label"),
+        ({"difficulty": [3 if row == 7 else None for row in range(ROWS)]}, "none of the rows to be fitted on"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            steer_shards(read, ROWS, n_clusters=4, fit_rows=200, **given)
+
+
+def test_rows_are_gathered_by_number(planted):
+    features = planted[0]
+    rows = np.array([0, 99, 100, 350, 599])
+    found = SparseFeatures.gather(in_shards(features)[0](), rows)
+    assert found.ids == tuple(rows.tolist())
+    np.testing.assert_array_equal(found.to_scipy().toarray(), features.to_scipy()[rows].toarray())
+    for wrong in ([], [600], [-1, 3]):
+        with pytest.raises(InputError, match="wanted rows of 0 to 599"):
+            SparseFeatures.gather(in_shards(features)[0](), np.array(wrong, dtype=np.int64))

@@ -36,42 +36,56 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--partial", default="pad", choices=["pad", "drop", "error"], help="a last batch not full")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fit-rows",
+        type=int,
+        default=200_000,
+        metavar="N",
+        help="rows in memory: of more, clusters and probes are fitted on N and predict the rest (default 200,000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from saerl_fast.curriculum import make_plan
     from saerl_fast.errors import InputError
-    from saerl_fast.extract.source import column
-    from saerl_fast.extract.store import load_features, read_columns
+    from saerl_fast.extract.source import kept_columns
+    from saerl_fast.extract.store import read_shards
     from saerl_fast.rl.label import difficulty_column, read_labels
-    from saerl_fast.steer import steer, write_signals
+    from saerl_fast.steer import steer_shards, write_signals
 
     if args.difficulty and args.labels:
         raise InputError("--difficulty and --labels both name the difficulty; give one of them")
-    features = load_features(args.folder)
-    columns = read_columns(args.folder) if args.difficulty or args.quality else []
-    difficulty = column(columns, args.difficulty) if args.difficulty else None
+    names = [name for name in (args.difficulty, args.quality) if name]
+    columns = dict(zip(names, kept_columns(args.folder, names), strict=True))
+    ids: list[str | int] = []
+    status: list[str] = []
+    for rows in read_shards(args.folder):
+        ids += rows.ids
+        status += rows.status
+    difficulty = columns[args.difficulty] if args.difficulty else None
     if args.labels:
-        difficulty = difficulty_column(read_labels(args.labels), list(features.ids))
-    signals = steer(
-        features,
+        difficulty = difficulty_column(read_labels(args.labels), ids)
+    signals = steer_shards(
+        lambda: read_shards(args.folder),
+        len(ids),
+        fit_rows=args.fit_rows,
         n_clusters=args.clusters,
         difficulty=difficulty,
-        quality=column(columns, args.quality) if args.quality else None,
+        quality=columns[args.quality] if args.quality else None,
         good_label=args.good_label,
         seed=args.seed,
     )
     if args.drop_lowest:
         signals.check_filter()
     per_step = args.clusters_per_step
-    fingerprint = fingerprint_of_texts(args.folder, len(features))
+    fingerprint = fingerprint_of_texts(args.folder, len(ids))
     plan = make_plan(
-        list(features.ids),
+        ids,
         prompts_per_step=args.prompts_per_step,
         clusters=signals.clusters,
         difficulty=signals.difficulty,
         quality=signals.quality,
-        status=list(features.status),
+        status=status,
         policy=args.policy,
         epochs=args.epochs,
         seed=args.seed,

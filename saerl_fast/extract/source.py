@@ -10,6 +10,7 @@ from typing import Any
 from saerl_fast.errors import InputError, JobMismatchError
 from saerl_fast.extract.inputs import Row, column_names, has_column, hash_file, read_table, texts_of
 from saerl_fast.extract.job import Job
+from saerl_fast.extract.store import iterate_columns
 
 
 def column(rows: Sequence[Row], name: str) -> list[Any]:
@@ -17,6 +18,19 @@ def column(rows: Sequence[Row], name: str) -> list[Any]:
     if not has_column(rows, name):
         raise InputError(f"no column {name!r}; there are {column_names(rows)}")
     return [row.get(name) for row in rows]
+
+
+def kept_columns(folder: str | os.PathLike[str], names: Sequence[str]) -> list[list[Any]]:
+    """Columns of the table kept in a feature folder, read without keeping the others; InputError as ``column``."""
+    found: list[list[Any]] = [[] for _ in names]
+    seen: dict[str, None] = {}
+    for row in iterate_columns(folder) if names else ():
+        seen.update(dict.fromkeys(row))
+        for values, name in zip(found, names, strict=True):
+            values.append(row.get(name))
+    if missing := [name for name in names if name not in seen]:
+        raise InputError(f"no column {missing[0]!r}; there are {list(seen)}")
+    return found
 
 
 def read_texts_again(folder: str | os.PathLike[str], data: str | None, rows: int) -> list[Any]:

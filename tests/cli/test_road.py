@@ -98,6 +98,21 @@ def test_evaluate_writes_every_control(folder, world, capsys):
     assert "TF-IDF" in capsys.readouterr().out
 
 
+def test_evaluate_and_plan_take_some_of_too_many_rows(folder, world, caplog):
+    out = world / "some.json"
+    words = ["evaluate", str(folder), "--difficulty", "level", "--rows", "120", "--json", str(out)]
+    assert main(words) == 0
+    result = json.loads(out.read_text())
+    assert (result["rows"], result["details"]["rows_in_folder"]) == (120, 160)
+    assert result["difficulty"]["length"] > 0.5  # texts, labels and features are of the same rows
+    assert "120 of 160 rows are used" in caplog.text
+    words = ["plan", str(folder), "--out", str(world / "some-plan"), "--prompts-per-step", "8", "--clusters", "4"]
+    assert main([*words, "--difficulty", "level", "--fit-rows", "100"]) == 0
+    plan = BatchPlan.load(world / "some-plan")
+    assert len(plan.ids) == 160
+    assert "fitted on 100 of them" in caplog.text
+
+
 def test_evaluate_refuses_changed_data_and_missing_columns(folder, world, capsys, tmp_path):
     assert main(["evaluate", str(folder)]) == 2
     assert "at least one column" in capsys.readouterr().err

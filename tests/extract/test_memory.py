@@ -14,6 +14,7 @@ from saerl_fast.extract.job import Part
 from saerl_fast.extract.merge import merge_parts
 from saerl_fast.extract.store import StoreWriter
 from saerl_fast.features import SparseFeatures
+from saerl_fast.steer import steer_shards
 from tests.extract.stores import FINGERPRINT, job
 
 ROWS, ENTRIES, WIDTH = 1024, 64, 512
@@ -111,6 +112,19 @@ def test_more_shards_take_no_more_memory(folders, tmp_path, fitted, name):
     few, many = (peak(WORK[name], folders / str(n), tmp_path / str(n), fitted) for n in (FEW, MANY))
     assert few > SHARD / 2 or name == "read parquet"
     assert many < few + SHARD / 8
+
+
+def test_a_plan_is_made_of_shards(folders):
+    """Ids, labels and predictions of all rows, and features of as many as are fitted on."""
+
+    def plan(folder, shards, _):
+        rows = shards * ROWS
+        labels = [row % 7 if row % 9 == 0 else None for row in range(rows)]
+        found = steer_shards(lambda: read_shards(folder), rows, n_clusters=4, difficulty=labels, fit_rows=500)
+        assert len(found.difficulty) == rows
+
+    few, many = (peak(plan, folders / str(n), n, None) for n in (FEW, MANY))
+    assert many < few + (MANY - FEW) * SHARD / 5
 
 
 def test_all_rows_at_once_would_be_seen(folders, tmp_path):
