@@ -90,7 +90,7 @@ def make_folder(folder: Path) -> None:
     """A folder and those above it, each entered in its parent for good. PlaceError where that cannot be."""
     if folder.is_dir():
         return
-    if folder.exists() or folder.is_symlink():
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():  # asked again: another may just have made it
         raise PlaceError(errno.ENOTDIR, f"{folder} is a file; a folder is wanted. Choose another name")
     make_folder(folder.parent)
     with _naming(folder), suppress(FileExistsError):  # another process may make the same

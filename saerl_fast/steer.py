@@ -135,8 +135,10 @@ def steer_shards(
         usable = sample.usable
         if not usable.any():
             raise InputError(f"{name}: none of the rows to be fitted on holds features")
-        labels = np.array([given[name][row] for row in chosen], dtype=object)[usable] if name in given else None
-        models[name].fit(sample.to_scipy()[usable], labels)
+        known_labels = None
+        if name in given:
+            known_labels = np.array([given[name][row] for row in chosen.tolist()], dtype=object)[usable]
+        models[name].fit(sample.to_scipy()[usable], known_labels)
     return _predicted(read(), {name: models[name] for name in ("clusters", *given)}, known, rows)
 
 
@@ -145,7 +147,9 @@ def _predicted(
 ) -> Signals:
     """What the fitted models say of every usable row, a part at a time."""
     usable = np.zeros(rows, dtype=bool)
-    found = {name: np.zeros(rows, dtype=np.int64 if name == "clusters" else np.float64) for name in models}
+    found: dict[str, NDArray[Any]] = {
+        name: np.zeros(rows, dtype=np.int64 if name == "clusters" else np.float64) for name in models
+    }
     start = 0
     for part in parts:
         keep = np.flatnonzero(part.usable)

@@ -52,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
     texts = read_texts_again(args.folder, args.data, rows)
     chosen = _choose_rows(columns, rows, args.rows, args.seed)
     features = SparseFeatures.gather(read_shards(args.folder), chosen)
+    labels: dict[str, Any] = {name: [values[row] for row in chosen] for name, values in columns.items()}
     result = evaluate(
         features.to_scipy(),
         hidden=features.hidden,
         texts=[as_text(texts[row]) for row in chosen],
         lengths=features.n_tokens,
-        **{name: [values[row] for row in chosen] for name, values in columns.items()},
         seed=args.seed,
+        **labels,
     )
     result["details"]["rows_in_folder"] = rows
     if features.hidden is None:

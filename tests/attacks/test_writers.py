@@ -2,6 +2,7 @@
 
 import os
 import time
+import traceback
 from pathlib import Path
 
 from saerl_fast.errors import StoreBusyError
@@ -40,6 +41,8 @@ def writers(folder, start, count):
             code = 1
             try:
                 code = write(folder, start, seed)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(child)
