@@ -41,7 +41,7 @@ def writers(folder, start, count):
             code = 1
             try:
                 code = write(folder, start, seed)
-            except BaseException:
+            except BaseException:  # noqa: BLE001
                 traceback.print_exc()
             finally:
                 os._exit(code)
