@@ -6,7 +6,6 @@ chunk of tokens (0.5 GB), reused. Nothing waits for the device, but threshold_en
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,18 +49,6 @@ def tiles_for(half: bool, hopper: bool) -> Tiles:
     if not half:
         return Tiles(64, 128, 16, 8, 2)
     return Tiles(128, 256, 64, 8, 3) if hopper else Tiles(128, 128, 64, 8, 3)
-
-
-@functools.cache
-def _device(index: int | None) -> tuple[int, bool]:
-    """Multiprocessors, and whether it is Hopper or newer: warpgroup products, a bulk copy engine, 227 kB a block."""
-    if index is None:
-        # the interpreter: a few programs, each of which has several tiles
-        return 3, True
-    found = torch.cuda.get_device_properties(index)
-    # consumer GPUs of later generations have 99 kB
-    shared = int(getattr(found, "shared_memory_per_block_optin", 0))
-    return found.multi_processor_count, found.major >= 9 and shared >= 160 * 1024
 
 
 def _fits_copy_engine(matrix: Tensor) -> bool:
@@ -143,7 +130,7 @@ class ScoreChunks:
         x = self._x if self._row_index is not None else self._x[rows]
         index = None if self._row_index is None else self._row_index[rows]
         n_rows, width = len(scores), x.shape[1]
-        programs, hopper = _device(x.device.index)
+        programs, hopper = triton_runtime.device_of(x)
         half = self._half and some_steep is None
         tiles = tiles_for(half, hopper)
         by_block = hopper and half

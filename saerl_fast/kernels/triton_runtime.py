@@ -39,3 +39,20 @@ def refuses(device: str) -> str | None:
 def on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
     """Launches inside go to the device that holds the tensor, whichever is current."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
+
+
+def device_of(tensor: Tensor) -> tuple[int, bool]:
+    """Multiprocessors of the device that holds the tensor, and whether it is Hopper or newer: warpgroup products, a
+    bulk copy engine, 227 kB a block."""
+    return _device(tensor.device.index if tensor.device.type == "cuda" else None)
+
+
+@functools.cache
+def _device(index: int | None) -> tuple[int, bool]:
+    if index is None:
+        # the interpreter: a few programs, each of which has several turns
+        return 3, True
+    found = torch.cuda.get_device_properties(index)
+    # consumer GPUs of later generations have 99 kB
+    shared = int(getattr(found, "shared_memory_per_block_optin", 0))
+    return found.multi_processor_count, found.major >= 9 and shared >= 160 * 1024

@@ -27,7 +27,8 @@ from triton.compiler.compiler import make_backend
 from saerl_fast.kernels import (
     fold_triton,
     gathered_sums,
-    kmeans_triton,
+    nearest_exact,
+    nearest_triton,
     rescore_triton,
     row_norms_triton,
     scores_triton,
@@ -41,13 +42,28 @@ SUM = {
     "parts": FLOAT, "n_entries": "i64", "n_sources": "i32", "n_out": "i32", "width": "i32", "stride": "i64",
 }  # fmt: skip
 NEAREST = {
-    "bias": FLOAT, "factor": "fp32", "labels": INT, "nearest": FLOAT, "squares": DOUBLE, "n_latents": "i32",
-    "n_clusters": "i32",
+    "bias": FLOAT, "factor": "fp32", "labels": INT, "nearest": FLOAT, "squares": DOUBLE, "queue": LONG, "count": INT,
+    "n_rows": "i32", "n_latents": "i32", "n_clusters": "i32",
+}  # fmt: skip
+SCREEN = {
+    "rounded": FLOAT, "bias": FLOAT, "factor": "fp32", "best": FLOAT, "second": FLOAT, "label": INT, "n_rows": "i32",
+    "n_latents": "i32", "n_clusters": "i32", "row_stride": "i32", "stride": "i32",
+}  # fmt: skip
+SCREEN_TILE = {"column_stride": 1, "WIDEN": False, "ROWS": 128, "TILE": 128, "RUN": 1024}
+SETTLE = {
+    "centroids": FLOAT, "bias": FLOAT, "factor": "fp32", "limits": FLOAT, "slack": "fp32", "best": FLOAT,
+    "second": FLOAT, "label": INT, "labels": INT, "nearest": FLOAT, "squares": DOUBLE, "queue": LONG, "count": INT,
+    "first_row": "i32", "n_rows": "i32", "n_latents": "i32", "n_tiles": "i32",
+}  # fmt: skip
+DENSIFY = {
+    "indptr": LONG, "columns": INT, "values": FLOAT, "chunk": HALF, "first_row": "i32", "n_entries": "i64",
+    "n_latents": "i32", "stride": "i32",
 }  # fmt: skip
 SPARSE = {
     "indptr": LONG, "columns": INT, "values": FLOAT, "table": FLOAT, "n_entries": "i64", "stride": "i64"
 }  # fmt: skip
-DENSE = {"centroids": FLOAT, "n_rows": "i64", "row_stride": "i64"}
+DENSE = {"centroids": FLOAT, "row_stride": "i64"}
+EXACT_TILE = {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1, "QUEUED": False}
 DOTS = {
     "indptr": LONG, "sources": INT, "x": FLOAT, "table": HALF, "dots": FLOAT, "n_entries": "i64", "n_sources": "i32",
     "width": "i32", "x_stride": "i64", "stride": "i64",
@@ -83,7 +99,16 @@ RESCORED = {
     "order": LONG, "latents": INT, "x": HALF, "w": FLOAT, "centre": FLOAT, "bias": FLOAT, "scale": FLOAT,
     "exact": DOUBLE, "n_pairs": "i32", "per_row": "i32", "width": "i32", "x_stride": "i32", "w_stride": "i32",
 }  # fmt: skip
-DIVISIBLE = {"x_row_stride", "w_row_stride", "scores_stride", "row_stride", "column_stride", "width", "n_latents"}
+DIVISIBLE = {
+    "stride",
+    "x_row_stride",
+    "w_row_stride",
+    "scores_stride",
+    "row_stride",
+    "column_stride",
+    "width",
+    "n_latents",
+}
 """Numbers that are multiples of 16 for the SAEs people have."""
 
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
@@ -107,24 +132,50 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         4,
     ),
     "one_cluster": (
-        kmeans_triton.nearest_sparse_kernel,
+        nearest_exact.nearest_sparse_kernel,
         {name: kind for name, kind in (NEAREST | SPARSE).items() if name not in ("n_clusters", "n_latents")},
-        {"TILE": 16, "ENTRIES": 256, "n_clusters": 1, "n_latents": 1},
+        {"TILE": 16, "ENTRIES": 256, "n_clusters": 1, "n_latents": 1, "QUEUED": False},
         4,
     ),
     "add_parts": (gathered_sums.add_parts_kernel, PARTS, {"BLOCK": 512}, 4),
     "dots": (gathered_sums.dots_kernel, DOTS, {"ENTRIES": 8, "BLOCK": 256}, 4),
-    "assign_sparse": (kmeans_triton.nearest_sparse_kernel, NEAREST | SPARSE, {"TILE": 256, "ENTRIES": 256}, 4),
-    "assign_dense": (
-        kmeans_triton.nearest_dense_kernel,
-        NEAREST | DENSE | {"rows": FLOAT},
-        {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1},
+    "assign_sparse": (
+        nearest_exact.nearest_sparse_kernel,
+        NEAREST | SPARSE,
+        {"TILE": 256, "ENTRIES": 256, "QUEUED": True},
+        4,
+    ),
+    "screen_dense": (
+        nearest_triton.screen_kernel,
+        SCREEN | {"rows": FLOAT},
+        SCREEN_TILE | {"TF32": True, "CHANNELS": 32},
         8,
     ),
-    "assign_dense_bfloat16": (
-        kmeans_triton.nearest_dense_kernel,
-        NEAREST | DENSE | {"rows": HALF},
-        {"ROWS": 64, "TILE": 32, "CHANNELS": 16, "column_stride": 1},
+    "screen_sparse": (
+        nearest_triton.screen_kernel,
+        SCREEN | {"rows": HALF, "rounded": HALF},
+        SCREEN_TILE | {"TF32": False, "CHANNELS": 64},
+        8,
+    ),
+    "settle_dense": (
+        nearest_triton.settle_dense_kernel,
+        SETTLE | {"rows": FLOAT, "row_stride": "i32"},
+        {"column_stride": 1, "ROWS": 32, "CHANNELS": 32},
+        4,
+    ),
+    "settle_sparse": (
+        nearest_triton.settle_sparse_kernel,
+        SETTLE | {"indptr": LONG, "columns": INT, "values": FLOAT, "n_entries": "i64"},
+        {"ENTRIES": 512},
+        4,
+    ),
+    "densify": (nearest_triton.densify_kernel, DENSIFY, {"ENTRIES": 1024, "BLOCK": 2048}, 8),
+    "assign_dense": (nearest_exact.nearest_dense_kernel, NEAREST | DENSE | {"rows": FLOAT}, EXACT_TILE, 8),
+    "assign_dense_bfloat16": (nearest_exact.nearest_dense_kernel, NEAREST | DENSE | {"rows": HALF}, EXACT_TILE, 8),
+    "assign_queued": (
+        nearest_exact.nearest_dense_kernel,
+        NEAREST | DENSE | {"rows": FLOAT},
+        EXACT_TILE | {"QUEUED": True, "ROWS": 32},
         8,
     ),
     "scores": (scores_triton.scores_kernel, SCORES, HALF_TILE, 8),
@@ -214,16 +265,16 @@ STAGES = {
 }
 ONLY_ON = {"scores_copied": 90, "scores_indexed": 90, "scores_normed": 90}
 """Where the bulk copy engine is."""
-BEFORE_HOPPER = {"BLOCK_M": 128}
-"""Constants of the kernels in STAGES on sm_80."""
+BEFORE_HOPPER = {name: {"BLOCK_M": 128} for name in STAGES} | {"screen_dense": {"CHANNELS": 16}}
+"""Constants on sm_80."""
 """name -> kernel, types of its arguments, constants, warps: the forms that the launchers ask for on a large call"""
 
 
 def usage(name: str, target: int) -> dict[str, int]:
     """Registers and bytes of stack (that is, spills) per thread, and bytes of shared memory per block."""
     kernel, types, constants, warps = KERNELS[name]
-    if target < 90 and name in STAGES:
-        constants = constants | BEFORE_HOPPER
+    if target < 90:
+        constants = constants | BEFORE_HOPPER.get(name, {})
     names = kernel.arg_names
     signature = {argument: types.get(argument, "constexpr") for argument in names}
     places = {(names.index(argument),): value for argument, value in constants.items()}
