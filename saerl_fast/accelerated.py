@@ -101,8 +101,8 @@ class _Accelerated:
         if theirs.training:
             return "the SAE is in training mode (call .eval())"
         for name in ("hook_sae_input", "hook_sae_acts_pre"):
-            hook = getattr(theirs, name)
-            if hook.fwd_hooks or hook.bwd_hooks or hook._forward_hooks:
+            hook = getattr(theirs, name)  # an nn.Identity while sae-lens has its hooks turned off
+            if any(getattr(hook, kind, None) for kind in ("fwd_hooks", "bwd_hooks", "_forward_hooks")):
                 return f"{name} has hooks, and no such array is made here"
         if theirs.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
             return f"decode needs what encode notes for normalize_activations {theirs.cfg.normalize_activations!r}"

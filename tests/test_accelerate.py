@@ -104,6 +104,17 @@ def test_a_change_of_weights_is_seen(tmp_path):
             assert change is changes[1] or change is changes[0] or not torch.equal(got, before.to(got.dtype))
 
 
+@pytest.mark.parametrize("case", ["topk", "abstopk", "gated"])
+def test_the_error_term_is_taken_with_the_hooks_turned_off(case, tmp_path):
+    plain, fast = pair(case, tmp_path)
+    x = rows(9)
+    for sae in (plain, fast):
+        sae.use_error_term = True
+        sae.hook_sae_acts_post.add_hook(lambda acts, hook: acts * 0)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", ["topk-rescaled", "jumprelu"])
 def test_a_deep_copy_has_its_own_weights(case, tmp_path):
     plain, fast = pair(case, tmp_path)

@@ -43,8 +43,8 @@ class Packing:
     bounds: Tensor
     text_of: Tensor
     lengths: tuple[int, ...]
-    windows: list[int | None] = field(default_factory=list)
-    """The window of each layer that has run; what a model's self-check looks at."""
+    windows: list[tuple[int | None, bool]] = field(default_factory=list)
+    """The window of each layer that has run, and whether it is causal; what a model's self-check looks at."""
     masks: dict[tuple[bool, int | None], Any] = field(default_factory=dict)
     """FlexAttention's block masks, made once for a batch."""
 
@@ -89,10 +89,11 @@ def attend_within_texts(
         raise ModelMismatchError(f"attention with dropout {dropout}: packed texts are for inference")
     if strange := [name for name in UNKNOWN_TERMS if rest.get(name) is not None]:
         raise ModelMismatchError(f"attention with {strange[0]}, which no kernel for packed texts knows")
-    packing.windows.append(sliding_window)
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    packing.windows.append((sliding_window, causal))
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        causal=bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal,
+        causal=causal,
         # a window as long as the longest text is none
         window=sliding_window if sliding_window is not None and sliding_window < packing.longest else None,
         softcap=softcap,

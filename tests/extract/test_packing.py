@@ -14,7 +14,7 @@ from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.packing import Layout, choose
 from saerl_fast.extract.reader import make_reader
 from saerl_fast.extract.tokens import TokenizedText
-from tests import tiny
+from tests import families, tiny
 
 SIZES = {
     "vocab_size": 400,
@@ -28,7 +28,7 @@ SIZES = {
 }
 WINDOWED = {"mistral", "gemma2", "gemma3_text", "phi3"}
 CAUSAL = ["qwen2", "qwen3", "llama", "olmo2", "gpt2", "gpt_neox", *sorted(WINDOWED)]
-ENCODERS = ["bert", "roberta", "distilbert"]
+ENCODERS = ["bert", "roberta", "distilbert", "modernbert"]
 CPU = torch.device("cpu")
 
 
@@ -36,6 +36,8 @@ def made(family):
     """A tiny random model; those with windows get one that texts are longer than."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+    if family == "modernbert":  # windows of 4 to either side
+        return families.build(family)
     if family in ENCODERS:
         return tiny.encoder(family)
     if family not in WINDOWED:
@@ -129,6 +131,16 @@ def test_a_long_window_that_is_not_handed_on_is_found():
     refusal = packing._refusal(reader_of(model), "text_by_text", limit=501)
     assert "layers attend within [100, None, 100] tokens, and hand on [None, None, 100]" in refusal
     assert packing._refusal(reader_of(model), "text_by_text", limit=99) is None
+
+
+def test_a_window_to_both_sides_that_is_one_too_narrow_is_found():
+    model = made("modernbert")
+    assert packing._refusal(reader_of(model), "text_by_text", limit=64) is None
+    for layer in model.layers:
+        if layer.attn.sliding_window is not None:
+            assert layer.attn.sliding_window == model.config.sliding_window + 1
+            layer.attn.sliding_window -= 1
+    assert "differs from itself alone" in packing._refusal(reader_of(model), "text_by_text", limit=63)
 
 
 def test_absolute_positions_that_do_not_begin_anew_are_found():
