@@ -29,6 +29,7 @@ def pytest_configure(config):
         from tests.findings import Findings
 
         config.pluginmanager.register(Findings(file))
+    parser.addoption("--sae-lens-tests", metavar="DIR", help="a checkout of sae-lens, for its own tests (nightly)")
 
 
 def pytest_collection_modifyitems(config, items):
