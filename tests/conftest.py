@@ -21,6 +21,7 @@ def pytest_addoption(parser):
         "--real", metavar="DIR", help="--real=DIR with models/ and data/; without it real tests are skipped"
     )
     parser.addoption("--nightly", action="store_true", help="run the nightly tests too (make nightly)")
+    parser.addoption("--sae-lens-tests", metavar="DIR", help="a checkout of sae-lens, for its own tests (nightly)")
     parser.addoption("--findings", metavar="FILE", help="write what the large tests found as JSON")
 
 
@@ -29,7 +30,6 @@ def pytest_configure(config):
         from tests.findings import Findings
 
         config.pluginmanager.register(Findings(file))
-    parser.addoption("--sae-lens-tests", metavar="DIR", help="a checkout of sae-lens, for its own tests (nightly)")
 
 
 def pytest_collection_modifyitems(config, items):
