@@ -97,6 +97,10 @@ struct ScreenKernels {
     // y: scratch [rotated_width]   q: OUT [rotated_width]
     Quantised (*quantise)(const float* x, const Channels& channels, double* y, int8_t* q);
 
+    // maxima[g] = the largest lower bound among columns g, g + groups and so on of [0, width), but for a few at the end.
+    // maxima: OUT [groups], a multiple of 16
+    void (*likely_maxima)(const ProductRow& row, int64_t width, int64_t groups, float* maxima);
+
     // Appends the columns of [begin, end) whose upper bound is not below `floor`, numbered from `first_column` on.
     // Returns the column where it stopped: `end`, or earlier because `found` is full.
     int64_t (*collect)(const ProductRow& row, int64_t begin, int64_t end, float floor, int64_t first_column,

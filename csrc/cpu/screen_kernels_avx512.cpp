@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kStep = 4 * kLanes;
 constexpr int64_t kWide = 8;  // float64 lanes
+constexpr __mmask16 kAll = static_cast<__mmask16>(-1);
 
 inline __mmask16 first_lanes(int64_t lanes) {
     return lanes >= kLanes ? static_cast<__mmask16>(-1) : static_cast<__mmask16>((1u << lanes) - 1);
@@ -143,6 +144,17 @@ class RowBounds {
     __m512 step_, spread_, size_, trust_;
 };
 
+void likely_maxima(const ProductRow& row, int64_t width, int64_t groups, float* maxima) {
+    const RowBounds bounds(row);
+    for (int64_t g = 0; g < groups; ++g) maxima[g] = -__builtin_huge_valf();
+    for (int64_t first = 0; first < width; first += groups) {
+        for (int64_t g = 0; g < groups && first + g + kLanes <= width; g += kLanes) {
+            const __m512 lower = bounds.lower(first + g, kAll);
+            _mm512_storeu_ps(maxima + g, _mm512_max_ps(_mm512_loadu_ps(maxima + g), lower));
+        }
+    }
+}
+
 // Whole vectors are stored and only the first lanes counted: compressing stores are slow on some machines.
 // Returns the new count.
 inline int64_t append(__mmask16 kept, __m512 lower, __m512 upper, __m512i columns, const Found& found,
@@ -165,7 +177,6 @@ int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, 
     const Found to = found;
     const int64_t most = to.room - Found::kWidestStep;
     int64_t count = to.count;
-    constexpr __mmask16 kAll = static_cast<__mmask16>(-1);
     int64_t j = begin;
     for (; j + kStep <= end && count <= most; j += kStep) {
         __m512 upper[4];
@@ -235,25 +246,23 @@ inline __m128 four_sums(const __m512 v[4]) {
     return _mm_add_ps(_mm512_castps512_ps128(halves), _mm512_extractf32x4_ps(halves, 1));
 }
 
-// Four rows of w at a time, so that y is read once for all of them; the next four are fetched meanwhile.
+// Four rows of w at a time, so that y is read once for all of them.
 void float_dots(const Chosen& chosen, const float* y, float* dots) {
     const int64_t last = chosen.count - 1;
     const auto row_of = [&](int64_t i) {
         return chosen.w + chosen.columns[i < last ? i : last] * chosen.width;
     };
     for (int64_t i = 0; i <= last; i += 4) {
-        const float *w[4], *next[4];
+        const float* w[4];
         __m512 sums[4];
         for (int64_t n = 0; n < 4; ++n) {
             w[n] = row_of(i + n);
-            next[n] = row_of(i + 4 + n);
             sums[n] = _mm512_setzero_ps();
         }
         int64_t c = 0;
         for (; c + kLanes <= chosen.width; c += kLanes) {
             const __m512 x = _mm512_loadu_ps(y + c);
             for (int n = 0; n < 4; ++n) {
-                _mm_prefetch(reinterpret_cast<const char*>(next[n] + c), _MM_HINT_T0);
                 sums[n] = _mm512_fmadd_ps(x, _mm512_loadu_ps(w[n] + c), sums[n]);
             }
         }
@@ -303,8 +312,8 @@ void dots(const Chosen& chosen, const double* y, double* dots) {
 
 }  // namespace
 
-const ScreenKernels kAvx512Screen = {"avx512",   quantise,      collect, drop_below, kth_largest, centre,
-                                     float_dots, bound_by_dots, widen,   dots,       rank_scores};
+const ScreenKernels kAvx512Screen = {"avx512", quantise,   likely_maxima, collect, drop_below, kth_largest,
+                                     centre,   float_dots, bound_by_dots, widen,   dots,       rank_scores};
 
 }  // namespace saerl
 

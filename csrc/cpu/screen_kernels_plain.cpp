@@ -56,19 +56,36 @@ Quantised quantise(const float* x, const Channels& channels, double* y, int8_t* 
     return {step, norm, std::sqrt(errors)};
 }
 
+struct Bounds {
+    float lower;
+    float upper;
+};
+
+inline Bounds bounds(const ProductRow& row, int64_t j) {
+    const float middle = static_cast<float>(row.products[j]) * row.step * row.scale[j];
+    const float spread = row.spread * row.reach[j] + row.size * row.error[j];
+    return {middle - row.trust * spread + row.low[j], middle + spread + row.high[j]};
+}
+
+void likely_maxima(const ProductRow& row, int64_t width, int64_t groups, float* maxima) {
+    for (int64_t g = 0; g < groups; ++g) maxima[g] = -std::numeric_limits<float>::infinity();
+    for (int64_t j = 0; j < width; ++j) {
+        const float lower = bounds(row, j).lower;
+        maxima[j % groups] = lower > maxima[j % groups] ? lower : maxima[j % groups];
+    }
+}
+
 int64_t collect(const ProductRow& row, int64_t begin, int64_t end, float floor, int64_t first_column,
                 Found& found) {
     for (int64_t j = begin; j < end; j += kStep) {
         if (full(found)) return j;
         const int64_t stop = j + kStep < end ? j + kStep : end;
         for (int64_t i = j; i < stop; ++i) {
-            const float middle = static_cast<float>(row.products[i]) * row.step * row.scale[i];
-            const float spread = row.spread * row.reach[i] + row.size * row.error[i];
-            const float upper = middle + spread + row.high[i];
-            found.lower[found.count] = middle - row.trust * spread + row.low[i];
-            found.upper[found.count] = upper;
+            const Bounds both = bounds(row, i);
+            found.lower[found.count] = both.lower;
+            found.upper[found.count] = both.upper;
             found.columns[found.count] = static_cast<int32_t>(first_column + i);
-            found.count += !(upper < floor);
+            found.count += !(both.upper < floor);
         }
     }
     return end;
@@ -126,7 +143,7 @@ void dots(const Chosen& chosen, const double* y, double* dots) {
 
 }  // namespace
 
-const ScreenKernels kPlainScreen = {"plain",    quantise,      collect, drop_below, kth_largest, centre,
-                                    float_dots, bound_by_dots, widen,   dots,       rank_scores};
+const ScreenKernels kPlainScreen = {"plain", quantise,   likely_maxima, collect, drop_below, kth_largest,
+                                    centre,  float_dots, bound_by_dots, widen,   dots,       rank_scores};
 
 }  // namespace saerl

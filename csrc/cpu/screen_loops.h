@@ -14,6 +14,8 @@ static inline float number_or(float value, float other) {
 
 static inline Agreement bound_by_dots(const FloatDots& d, Found& found) {
     constexpr float kInfinity = __builtin_huge_valf();
+    float* __restrict lowers = found.lower;
+    float* __restrict uppers = found.upper;
     int32_t outside = 0;
     float worst = 0;
     for (int64_t i = 0; i < found.count; ++i) {
@@ -22,15 +24,15 @@ static inline Agreement bound_by_dots(const FloatDots& d, Found& found) {
         const float error = d.reach[j] * d.size;
         const float lower = number_or(score + d.low[j] - error, -kInfinity);
         const float upper = number_or(score + d.high[j] + error, kInfinity);
-        const float spread = (found.upper[i] - found.lower[i]) / (1 + d.trust);
-        const float middle = found.upper[i] - spread;
-        outside += upper < middle - spread || lower > found.upper[i];
+        const float spread = (uppers[i] - lowers[i]) / (1 + d.trust);
+        const float middle = uppers[i] - spread;
+        outside += (upper < middle - spread) | (lower > uppers[i]);
         const float above = lower - middle, below = middle - upper;
         // infinite or not a number where the row or the latent has no bounds
         const float distance = (above > below ? above : below) / spread;
         worst = distance > worst && distance <= kInfinity / 2 ? distance : worst;
-        found.lower[i] = lower;
-        found.upper[i] = upper;
+        lowers[i] = lower;
+        uppers[i] = upper;
     }
     return {outside, worst};
 }

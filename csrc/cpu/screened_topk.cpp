@@ -12,6 +12,8 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kMostRanked = 160;  // more are sorted
+constexpr int64_t kGroupStep = 16;    // columns of one vector
+constexpr int64_t kMostGroups = 256;
 
 }  // namespace
 
@@ -19,8 +21,17 @@ ScreenedTopK::ScreenedTopK(int64_t k, int64_t limit, float trust, const ScreenKe
     : Screen(-kInfinity, limit, trust, kernels), k_(k) {}
 
 float ScreenedTopK::kth_lower(const Row& row) const {
-    std::vector<int32_t> scratch(static_cast<size_t>(row.count));
-    return kernels_.kth_largest(row.lower, row.count, k_, scratch.data());
+    return kernels_.kth_largest(row.lower, row.count, k_, row.scratch);
+}
+
+// The k-th largest maximum of groups of columns: k columns at least reach it.
+void ScreenedTopK::look_ahead(Row& row, const ProductRow& products, int64_t width) const {
+    const int64_t groups = (2 * k_ + kGroupStep - 1) / kGroupStep * kGroupStep;
+    if (groups > kMostGroups || width < 4 * groups) return;
+    float maxima[kMostGroups];
+    int32_t scratch[kMostGroups];
+    kernels_.likely_maxima(products, width, groups, maxima);
+    row.floor = kernels_.kth_largest(maxima, groups, k_, scratch);
 }
 
 void ScreenedTopK::make_room(Row& row) const {

@@ -26,6 +26,7 @@ class ScreenedTopK : public Screen {
     int64_t k() const { return k_; }
 
   private:
+    void look_ahead(Row& row, const ProductRow& products, int64_t width) const override;
     void make_room(Row& row) const override;
     void screen(Row& row) const override;
     void settle(Row& row) const override;

@@ -38,7 +38,7 @@ void Screen::Row::grow(int64_t least_room) {
     if (more <= room) return;
     // not set to anything
     std::unique_ptr<float[]> new_bounds(new float[static_cast<size_t>(2 * more)]);
-    std::unique_ptr<int32_t[]> new_numbers(new int32_t[static_cast<size_t>(more)]);
+    std::unique_ptr<int32_t[]> new_numbers(new int32_t[static_cast<size_t>(2 * more)]);
     std::copy_n(lower, count, new_bounds.get());
     std::copy_n(upper, count, new_bounds.get() + more);
     std::copy_n(columns, count, new_numbers.get());
@@ -47,6 +47,7 @@ void Screen::Row::grow(int64_t least_room) {
     lower = bounds.get();
     upper = lower + more;
     columns = numbers.get();
+    scratch = columns + more;
     room = more;
 }
 
@@ -92,6 +93,7 @@ void Screen::absorb(const int32_t* products, int64_t width, int64_t threads) {
 }
 
 void Screen::absorb_row(Row& row, const ProductRow& products, int64_t width) const {
+    if (columns_seen_ == 0 && !row.whole) look_ahead(row, products, width);
     for (int64_t begin = 0; begin < width && !row.whole;) {
         if (full(row)) make_or_find_room(row);
         if (!row.whole) begin = kernels_.collect(products, begin, width, row.floor, columns_seen_, row);

@@ -85,7 +85,8 @@ class Screen {
 
         std::unique_ptr<float[]> bounds;
         std::unique_ptr<int32_t[]> numbers;
-        float floor = 0;  // columns whose upper bound is below it were left out
+        int32_t* scratch = nullptr;  // [room]
+        float floor = 0;             // columns whose upper bound is below it were left out
         bool whole = false;
 
         void start(float first_floor);
@@ -96,6 +97,8 @@ class Screen {
     // first_floor: of every row   trust: as in ProductRow
     Screen(float first_floor, int64_t limit, float trust, const ScreenKernels& kernels);
 
+    // Called before the first columns are taken: raise the floor, if that can be done.
+    virtual void look_ahead(Row&, const ProductRow&, int64_t) const {}
     // Called when a row has no room for the columns of one step: rule out some, if that can be done.
     virtual void make_room(Row& row) const = 0;
     // Rule out what can be by the bounds of the products, once all are there.
