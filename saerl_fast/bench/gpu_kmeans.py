@@ -15,6 +15,7 @@ from saerl_fast.bench.contest import Call, Contest, Verdict
 from saerl_fast.bench.data import mean_centroids, pooled_rows
 from saerl_fast.bench.gpu_data import repeated
 from saerl_fast.bench.gpu_encode import backend_on, sample_of
+from saerl_fast.kernels import triton_runtime
 from saerl_fast.ops import CsrRows
 
 DIFFERENT_ROWS = 10_000
@@ -52,7 +53,8 @@ def kmeans_iter(rows: int, latents: int, clusters: int, density: float, device: 
         baselines={"torch.sparse.mm": by_sparse_product, **_precisions("densified chunks", _densified(csr, centroids))},
         prove=lambda result: _proved(result, csr, centroids, row_of),
         backend=f"{backend_on(device, 'kmeans_assign')}, {backend_on(device, 'kmeans_update')}",
-        facts={"mean_density": len(csr.indices) / (rows * latents), "different_rows": len(made.indptr) - 1},
+        facts={"mean_density": len(csr.indices) / (rows * latents), "different_rows": len(made.indptr) - 1}
+        | left_open(csr, centroids),
     )
 
 
@@ -82,7 +84,22 @@ def kmeans_iter_dense(rows: int, columns: int, clusters: int, device: torch.devi
         baselines=_precisions("cuBLAS and argmin", in_chunks),
         prove=lambda result: _proved_dense(result, x, centroids),
         backend=f"{backend_on(device, 'kmeans_assign')}, {backend_on(device, 'kmeans_update')}",
+        facts=left_open(x, centroids),
     )
+
+
+def left_open(rows: Tensor | CsrRows, centroids: Tensor) -> dict[str, float]:
+    """The share of rows that the screen of backend `triton` leaves to float32, where these rows go through it."""
+    if triton_runtime.refuses(centroids.device.type) is not None:
+        return {}
+    from saerl_fast.kernels import kmeans_triton, nearest_screened
+
+    n_clusters, n_latents = centroids.shape
+    if not nearest_screened.pays(rows, n_latents, n_clusters):
+        return {}
+    centres = kmeans_triton.centres_of(centroids, "euclidean")
+    found = kmeans_triton.nearest(rows, centres)
+    return {"rows_left_open": int(nearest_screened.screened_nearest(rows, centres, found)) / len(found.labels)}
 
 
 def _tiled(made: CsrRows, rows: int, device: torch.device) -> CsrRows:

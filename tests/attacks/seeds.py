@@ -255,6 +255,24 @@ SEEDS = (
         ),
     ),
     seed(
+        "a screened label believed without its bound",
+        "tests/kernels/test_nearest_screened.py",
+        (
+            "saerl_fast/kernels/nearest_triton.py",
+            "return next - least > 2 * WIDER * bound",
+            "return next - least > 0 * WIDER * bound",
+        ),
+    ),
+    seed(
+        "steep rows left to the tensor cores",
+        "tests/kernels/test_input_norm.py",
+        (
+            "saerl_fast/kernels/encode_triton.py",
+            "self._launch(rows, scores, groups, self._norms.steep[rows].amax(dim=0, keepdim=True))",
+            "pass",
+        ),
+    ),
+    seed(
         "packing without its self-check",
         "tests/extract/test_packing.py",
         ("saerl_fast/extract/packing.py", " or _check(reader, kernel, limit)", ""),

@@ -10,6 +10,7 @@ import torch
 
 from saerl_fast.bench import gpu_data, gpu_suite
 from saerl_fast.bench.clock import Ring
+from saerl_fast.bench.gpu_kmeans import left_open
 from saerl_fast.bench.gpu_suite import EFFORT, ROWS, run_gpu_row
 from saerl_fast.cli import main
 from saerl_fast.errors import BackendUnavailable
@@ -66,6 +67,16 @@ def test_the_rows_of_a_backend_ask_for_it_on_a_device(monkeypatch, name):
     row = ROWS[name]
     result = run_gpu_row(name, row.quick[0], EFFORT["tiny"], torch.device("cuda"))
     assert result["skipped"].endswith("triton: no Triton on cuda")
+
+
+def test_the_share_of_rows_that_the_screen_leaves_open():
+    if reason := triton_runtime.refuses("cpu"):
+        pytest.skip(reason)
+    centroids = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    between = (centroids[0] + centroids[1]) / 2
+    rows = torch.stack([*centroids[:3], between])
+    assert left_open(rows, centroids) == {"rows_left_open": 0.25}
+    assert left_open(rows, centroids[:5]) == {}
 
 
 def test_the_command_runs_it_and_refuses_to_pretend(tmp_path, capsys, monkeypatch):

@@ -105,23 +105,40 @@ def test_rows_without_a_spread_and_rows_that_are_no_numbers(dtype, norm):
     assert values[~named].isnan().all()
 
 
-@interpreted
-@pytest.mark.parametrize("norm", NORMS)
-def test_both_encodes_are_those_of_float64(norm):
-    inputs = hard(torch.bfloat16) | {"scale": normal(300, seed=4).abs() + 0.5}
-    index = torch.tensor([2, 0, 1])
-    given = {name: inputs[name] for name in ("w_enc", "b_enc", "b_dec", "scale")} | {"row_index": index, "norm": norm}
-    values, indices = ops.topk_encode(inputs["x"], k=9, backend="triton", **given)
+def check_both_encodes(device, norm, backend, n_rows, width, latents, k):
+    generator = torch.Generator().manual_seed(5)
+    inputs = hard(torch.bfloat16, width, latents) | {"scale": normal(latents, seed=4).abs() + 0.5}
+    index = torch.randint(len(MEANS), (n_rows,), generator=generator)
+    if backend == "cuda":
+        index[index == 5] = 0  # plain float32 loses a mean of thousands of standard deviations
+    given = {name: inputs[name].to(device) for name in ("w_enc", "b_enc", "b_dec", "scale")}
+    given |= {"row_index": index.to(device), "norm": norm, "backend": backend}
+    codes = ops.topk_encode(inputs["x"].to(device), k=k, **given)
     exact = Encoder(
         normalised(inputs["x"].double()[index], norm),
         inputs["w_enc"].double() * inputs["scale"].double()[:, None],
         inputs["b_enc"].double() * inputs["scale"].double(),
         inputs["b_dec"].double(),
     )
-    assert proof.encoded(ops.TopKCodes(values, indices), exact, 9).failure is None
-    rows = ops.threshold_encode(inputs["x"], theta=1.0, backend="triton", **given)
-    assert proof.thresholded(rows, exact, 1.0).failure is None
-    assert len(rows.values) > 30
+    assert proof.encoded(ops.TopKCodes(*(part.cpu() for part in codes)), exact, k).failure is None
+    rows = ops.threshold_encode(inputs["x"].to(device), theta=1.0, **given)
+    assert proof.thresholded(ops.CsrRows(*(part.cpu() for part in rows)), exact, 1.0).failure is None
+    assert len(rows.values) > 10 * n_rows
+
+
+@interpreted
+@pytest.mark.parametrize("norm", NORMS)
+def test_both_encodes_are_those_of_float64(norm):
+    check_both_encodes("cpu", norm, "triton", 3, 200, 300, 9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_both_encodes_are_those_of_float64_on_a_device(norm, backend):
+    if reason := triton_runtime.refuses("cuda") if backend == "triton" else scores_cuda.missing():
+        pytest.skip(reason)
+    check_both_encodes("cuda", norm, backend, 700, 1536, 8192, 64)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -9,15 +9,14 @@ from saerl_fast.kernels import triton_runtime
 from saerl_fast.ops import CsrRows
 from tests.op_table import csr_rows, dense
 
-pytestmark = [
-    pytest.mark.skipif(triton_runtime.refuses("cpu") is not None, reason=str(triton_runtime.refuses("cpu"))),
-    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
 
 @pytest.fixture
 def screened(monkeypatch):
     """Every assignment goes through the screen; the calls' queues, by length."""
+    if reason := triton_runtime.refuses("cpu"):
+        pytest.skip(reason)
     from saerl_fast.kernels import nearest_screened
 
     lengths = []
@@ -210,3 +209,40 @@ def test_sparse_rows_are_made_dense_where_the_floors_say_so(density, clusters, s
     rows = CsrRows(torch.empty(1001), nothing, nothing)
     assert nearest_screened.pays(rows, 24576, clusters) == screen
     assert nearest_screened.pays(torch.empty(1, 256), 256, clusters) == (clusters >= 32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize(("form", "n_latents"), [("dense", 256), ("bfloat16", 256), ("csr", 3000), ("csr", 24576)])
+def test_labels_on_a_device_are_those_of_float64(form, n_latents, metric):
+    from saerl_fast.kernels import kmeans_triton, nearest_screened
+
+    if reason := triton_runtime.refuses("cuda"):
+        pytest.skip(reason)
+    middles = normal(300, n_latents, seed=1)
+    if form == "csr":
+        middles = middles.relu() * (normal(300, n_latents, seed=2) > 1)
+    x = middles.repeat(11, 1) + normal(3300, n_latents, seed=3) * (middles.repeat(11, 1) != 0)
+    centroids = (middles + 0.1 * normal(300, n_latents, seed=4)).cuda()
+    rows = x.bfloat16() if form == "bfloat16" else x
+    exact = rows.double()
+    if form == "csr":
+        compressed = x.to_sparse_csr()
+        parts = (compressed.crow_indices(), compressed.col_indices().int(), compressed.values())
+        rows = CsrRows(*(part.cuda() for part in parts))
+    else:
+        rows = rows.cuda()
+    assert nearest_screened.pays(rows, n_latents, 300)
+    labels, score = ops.kmeans_assign(rows, centroids, metric=metric, backend="triton")
+    far = distances(exact.cuda(), centroids, metric)
+    best = far.topk(2, largest=False).values
+    size = 1 if metric == "cosine" else exact.cuda().norm(dim=1) * centroids.double().norm(dim=1).max()
+    clear = best[:, 1] - best[:, 0] > 4e-6 * size
+    assert clear.float().mean() > 0.99
+    assert torch.equal(labels[clear].long(), far.argmin(dim=1)[clear])
+    centres = kmeans_triton.centres_of(centroids, metric)
+    found = kmeans_triton.nearest(rows, centres)
+    assert int(nearest_screened.screened_nearest(rows, centres, found)) < 0.2 * len(labels)
+    again = ops.kmeans_assign(rows, centroids, metric=metric, backend="triton")
+    assert torch.equal(labels, again[0])
+    assert torch.equal(score, again[1])
