@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "cpu/centroids.h"
 #include "cpu/cluster_sums.h"
 #include "cpu/decode.h"
 #include "cpu/dense_product.h"
@@ -149,24 +150,28 @@ void multiply_to_unit(Address indptr, Address columns, Address values, int64_t r
                  threads, at<float>(out));
 }
 
-void nearest_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
-                    Address panels, int64_t width, int64_t clusters, Address bias, float factor,
-                    Address labels, Address distances, Address squares, int64_t threads,
-                    const std::string& isa) {
-    nearest_centroid(sparse_rows(indptr, columns, values, rows, latents, threads),
-                     panels_of(panels, width, clusters), at<const float>(bias), factor, sparse_kernels(isa),
-                     threads, at<int32_t>(labels), at<float>(distances), at<double>(squares));
+Centroids centroids_of(Address centroids, int64_t clusters, int64_t latents, bool cosine) {
+    require(clusters >= 0, "clusters must not be negative");
+    return Centroids(at<const float>(centroids), clusters, latents,
+                     cosine ? Metric::cosine : Metric::euclidean);
 }
 
-void nearest_dense(Address values, int64_t rows, int64_t latents, int64_t stride, Address panels,
-                   int64_t width, int64_t clusters, Address bias, float factor, Address labels,
-                   Address distances, Address squares, int64_t threads, const std::string& isa) {
+void nearest_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                    Address centroids, int64_t clusters, bool cosine, Address labels, Address scores,
+                    int64_t threads, const std::string& isa) {
+    nearest_centroid(sparse_rows(indptr, columns, values, rows, latents, threads),
+                     centroids_of(centroids, clusters, latents, cosine), sparse_kernels(isa), threads,
+                     at<int32_t>(labels), at<float>(scores));
+}
+
+void nearest_dense(Address values, int64_t rows, int64_t latents, int64_t stride, Address centroids,
+                   int64_t clusters, bool cosine, Address labels, Address scores, int64_t threads,
+                   const std::string& isa) {
     require(rows >= 0 && threads >= 1, "rows must not be negative, threads at least 1");
     require(latents >= 0 && latents <= std::numeric_limits<int32_t>::max(), "latents must lie below 2^31");
     const DenseRows dense = {at<const float>(values), rows, latents, stride};
-    nearest_centroid(dense, panels_of(panels, width, clusters), at<const float>(bias), factor,
-                     dense_kernels(isa), threads, at<int32_t>(labels), at<float>(distances),
-                     at<double>(squares));
+    nearest_centroid(dense, centroids_of(centroids, clusters, latents, cosine), dense_kernels(isa), threads,
+                     at<int32_t>(labels), at<float>(scores));
 }
 
 void sum_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
@@ -247,13 +252,12 @@ PYBIND11_MODULE(_native, module) {
                py::arg("table_columns"), py::arg("weights"), py::arg("root"), py::arg("out"),
                py::arg("threads"), py::arg("isa"));
     module.def("nearest_sparse", &saerl::nearest_sparse, release(), py::arg("indptr"), py::arg("columns"),
-               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
-               py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
-               py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("centroids"),
+               py::arg("clusters"), py::arg("cosine"), py::arg("labels"), py::arg("scores"),
+               py::arg("threads"), py::arg("isa"));
     module.def("nearest_dense", &saerl::nearest_dense, release(), py::arg("values"), py::arg("rows"),
-               py::arg("latents"), py::arg("stride"), py::arg("panels"), py::arg("width"),
-               py::arg("clusters"), py::arg("bias"), py::arg("factor"), py::arg("labels"),
-               py::arg("distances"), py::arg("squares"), py::arg("threads"), py::arg("isa"));
+               py::arg("latents"), py::arg("stride"), py::arg("centroids"), py::arg("clusters"),
+               py::arg("cosine"), py::arg("labels"), py::arg("scores"), py::arg("threads"), py::arg("isa"));
     module.def("sum_sparse", &saerl::sum_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("labels"), py::arg("clusters"),
                py::arg("sums"), py::arg("counts"), py::arg("threads"));

@@ -22,7 +22,7 @@ def test_report_has_one_line_per_operation_and_every_reason():
     report = env.env_report()
     described = env.env_dict()
     for op, cells in described["operations"].items():
-        (line,) = (line for line in report.splitlines() if line.startswith(op))
+        (line,) = (line for line in report.splitlines() if line.startswith(f"{op} "))
         assert line.count("yes") == list(cells.values()).count("yes")
         assert line.count("[") == len(BACKENDS) - list(cells.values()).count("yes")
         for reason in cells.values():

@@ -4,12 +4,14 @@
 #include <vector>
 
 #include "../check.h"
+#include "lines.h"
 #include "threads.h"
 
 namespace saerl {
 namespace {
 
 constexpr int64_t kCacheNumbers = 1 << 17;  // sums of all clusters over a tile of columns: 1 MB
+constexpr int64_t kLineNumbers = 8;         // sums that share a line of the cache
 constexpr int64_t kNarrowest = 16;          // columns of a tile: a line of the cache
 
 // The rows of cluster k, ascending: order[firsts[k]] .. order[firsts[k + 1]].
@@ -85,15 +87,16 @@ void cluster_sums_dense(const float* rows, int64_t count, int64_t width, int64_t
     const int64_t tile = std::max(kNarrowest, std::min(share, kCacheNumbers / clusters));
     const int64_t tiles = (width + tile - 1) / tile;
     for_row_ranges(tiles, threads, [&](int64_t begin, int64_t end) {
-        std::vector<double> sum(static_cast<size_t>(clusters * tile));
+        const int64_t apart = (tile + kLineNumbers - 1) / kLineNumbers * kLineNumbers;
+        Lines<double> sum(clusters * apart);
         for (int64_t left = begin * tile; left < std::min(end * tile, width); left += tile) {
             const int64_t columns = std::min(tile, width - left);
-            std::fill(sum.begin(), sum.end(), 0.0);
+            std::fill_n(sum.data(), clusters * apart, 0.0);
             for (int64_t i = 0; i < count; ++i) {
-                kernels.add(rows + i * stride + left, columns, &sum[labels[i] * tile]);
+                kernels.add(rows + i * stride + left, columns, &sum[labels[i] * apart]);
             }
             for (int64_t k = 0; k < clusters; ++k) {
-                std::copy_n(&sum[k * tile], columns, sums + k * width + left);
+                std::copy_n(&sum[k * apart], columns, sums + k * width + left);
             }
         }
     });

@@ -1,8 +1,8 @@
 #include "dense_product.h"
 
 #include <algorithm>
-#include <vector>
 
+#include "lines.h"
 #include "threads.h"
 
 namespace saerl {
@@ -14,9 +14,9 @@ constexpr int64_t kStretchNumbers = 8192;  // of a panel: 32 KB, two thirds of a
 
 // totals [count, width] of the rows first .. first + count with one panel
 void multiply(const DenseRows& rows, int64_t first, int64_t count, const float* panel, int64_t width,
-              const DenseKernels& kernels, std::vector<float>& totals) {
+              const DenseKernels& kernels, float* totals) {
     const int64_t stretch = kStretchNumbers / width;
-    std::fill(totals.begin(), totals.end(), 0.0f);
+    std::fill_n(totals, kRowBlock * width, 0.0f);
     for (int64_t from = 0; from < rows.latents; from += stretch) {
         const int64_t latents = std::min(stretch, rows.latents - from);
         for (int64_t group = 0; group < count; group += kGroup) {
@@ -26,36 +26,35 @@ void multiply(const DenseRows& rows, int64_t first, int64_t count, const float* 
                 const int64_t row = first + std::min(group + i, count - 1);
                 members[i] = rows.values + row * rows.stride + from;
             }
-            kernels.accumulate(members, latents, panel + from * width, width, &totals[group * width]);
+            kernels.accumulate(members, latents, panel + from * width, width, totals + group * width);
         }
     }
 }
 
 }  // namespace
 
-void nearest_centroid(const DenseRows& rows, const Panels& centroids, const float* bias, float factor,
-                      const DenseKernels& kernels, int64_t threads, int32_t* labels, float* distances,
-                      double* squares) {
-    const int64_t width = centroids.width;
+void nearest_centroid(const DenseRows& rows, const Centroids& centroids, const DenseKernels& kernels,
+                      int64_t threads, int32_t* labels, float* scores) {
+    const Panels panels = centroids.panels();
+    const int64_t width = panels.width;
     for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> totals(static_cast<size_t>(kRowBlock * width));
+        Lines<float> totals(kRowBlock * width);
         for (int64_t first = begin; first < end; first += kRowBlock) {
             const int64_t count = std::min(kRowBlock, end - first);
             Nearest nearest[kRowBlock];
             std::fill_n(nearest, count, none_yet());
-            for (int64_t panel = 0; panel < centroids.count(); ++panel) {
-                const float* numbers = centroids.numbers + panel * rows.latents * width;
-                multiply(rows, first, count, numbers, width, kernels, totals);
+            for (int64_t panel = 0; panel < panels.count(); ++panel) {
+                const float* numbers = panels.numbers + panel * rows.latents * width;
+                multiply(rows, first, count, numbers, width, kernels, totals.data());
                 for (int64_t i = 0; i < count; ++i) {
-                    kernels.look_at(&totals[i * width], bias + panel * width, factor, panel * width, width,
-                                    nearest[i]);
+                    kernels.look_at(&totals[i * width], centroids.bias() + panel * width, centroids.factor(),
+                                    panel * width, width, nearest[i]);
                 }
             }
             for (int64_t i = 0; i < count; ++i) {
+                const float* row = rows.values + (first + i) * rows.stride;
                 labels[first + i] = nearest[i].label;
-                distances[first + i] = nearest[i].result();
-                squares[first + i] =
-                    kernels.sum_of_squares(rows.values + (first + i) * rows.stride, rows.latents);
+                scores[first + i] = centroids.score(nearest[i], kernels.sum_of_squares(row, rows.latents));
             }
         }
     });

@@ -4,7 +4,7 @@
 //
 // Floor:  two operations per row, latent and centroid. A BLAS product writes the [S, K] array besides, and reads it
 //         again for the argmin.
-// Trick:  the centroids are packed into panels of up to 64 columns (sparse_product.h). A group of six rows shares
+// Trick:  the centroids are packed into panels of up to 64 columns (panels.h). A group of six rows shares
 //         every load of a panel and keeps its totals in registers; a panel is walked in stretches of latents that
 //         fit into the first-level cache. Distances are compared as soon as a panel is done: no [S, K] array exists.
 //
@@ -13,8 +13,8 @@
 
 #include <cstdint>
 
+#include "centroids.h"
 #include "dense_kernels.h"
-#include "sparse_product.h"
 
 namespace saerl {
 
@@ -25,12 +25,9 @@ struct DenseRows {
     int64_t stride;
 };
 
-// One cluster per column of `centroids`.
-void nearest_centroid(const DenseRows& rows, const Panels& centroids,
-                      const float* bias,  // IN  [panels * width], infinite for the filling
-                      float factor, const DenseKernels& kernels, int64_t threads,
-                      int32_t* labels,   // OUT [rows]
-                      float* distances,  // OUT [rows]
-                      double* squares);  // OUT [rows]  |x|^2
+void nearest_centroid(const DenseRows& rows, const Centroids& centroids, const DenseKernels& kernels,
+                      int64_t threads,
+                      int32_t* labels,  // OUT [rows]
+                      float* scores);   // OUT [rows]
 
 }  // namespace saerl

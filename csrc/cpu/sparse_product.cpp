@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "lines.h"
 #include "nearest.h"
 #include "threads.h"
 
@@ -29,7 +30,7 @@ void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKer
                     int64_t end, const Load& load, const Visit& visit) {
     const int64_t width = table.width;
     const int64_t stretch = stretch_length(rows, width);
-    std::vector<float> totals(static_cast<size_t>(kRowBlock * width));
+    Lines<float> totals(kRowBlock * width);
     std::vector<int64_t> next(kRowBlock);
     Row block[kRowBlock];
     for (int64_t first = begin; first < end; first += kRowBlock) {
@@ -37,7 +38,7 @@ void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKer
         load(first, count, block);
         for (int64_t panel = 0; panel < table.count(); ++panel) {
             const float* numbers = table.numbers + panel * rows.latents * width;
-            std::fill(totals.begin(), totals.end(), 0.0f);
+            std::fill_n(totals.data(), count * width, 0.0f);
             std::fill(next.begin(), next.end(), 0);
             for (int64_t from = 0; from < rows.latents; from += stretch) {
                 const auto limit = static_cast<int32_t>(std::min(from + stretch, rows.latents));
@@ -57,22 +58,6 @@ auto as_they_lie(const SparseRows& rows) {
     return [&rows](int64_t first, int64_t count, Row* block) {
         for (int64_t i = 0; i < count; ++i) block[i] = rows.row(first + i);
     };
-}
-
-double sum_of_squares(const Row& row) {
-    constexpr int64_t kLanes = 8;
-    double lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= row.entries; i += kLanes) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const double value = row.values[i + lane];
-            lanes[lane] += value * value;
-        }
-    }
-    for (; i < row.entries; ++i) lanes[0] += static_cast<double>(row.values[i]) * row.values[i];
-    double sum = 0;
-    for (const double lane : lanes) sum += lane;
-    return sum;
 }
 
 void look_at(const float* dots, const float* bias, float factor, int64_t first, int64_t count,
@@ -133,20 +118,20 @@ void unit_product(const SparseRows& rows, const Panels& table, const float* weig
     });
 }
 
-void nearest_centroid(const SparseRows& rows, const Panels& centroids, const float* bias, float factor,
-                      const SparseKernels& kernels, int64_t threads, int32_t* labels, float* distances,
-                      double* squares) {
+void nearest_centroid(const SparseRows& rows, const Centroids& centroids, const SparseKernels& kernels,
+                      int64_t threads, int32_t* labels, float* scores) {
+    const Panels panels = centroids.panels();
     for_row_ranges(rows.rows, threads, [&](int64_t begin, int64_t end) {
         std::vector<Nearest> nearest(static_cast<size_t>(end - begin), none_yet());
         const auto look = [&](int64_t row, int64_t first, const float* totals) {
-            const int64_t count = std::min(centroids.width, centroids.columns - first);
-            look_at(totals, bias, factor, first, count, nearest[row - begin]);
+            const int64_t count = std::min(panels.width, panels.columns - first);
+            look_at(totals, centroids.bias(), centroids.factor(), first, count, nearest[row - begin]);
         };
-        for_each_panel(rows, centroids, kernels, begin, end, as_they_lie(rows), look);
-        for (int64_t row = begin; row < end; ++row) {
-            labels[row] = nearest[row - begin].label;
-            distances[row] = nearest[row - begin].result();
-            squares[row] = sum_of_squares(rows.row(row));
+        for_each_panel(rows, panels, kernels, begin, end, as_they_lie(rows), look);
+        for (int64_t i = begin; i < end; ++i) {
+            const Row row = rows.row(i);
+            labels[i] = nearest[i - begin].label;
+            scores[i] = centroids.score(nearest[i - begin], sum_of_squares(row.values, row.entries));
         }
     });
 }

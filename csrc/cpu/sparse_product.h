@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "centroids.h"
+#include "panels.h"
 #include "sparse_kernels.h"
 
 namespace saerl {
@@ -38,15 +40,6 @@ struct SparseRows {
     int64_t entries() const { return indptr[rows] - indptr[0]; }
 };
 
-// table[j][c] lies at numbers[(c / width * latents + j) * width + c % width]; a multiple of
-// SparseKernels::kPanelStep wide, filled up with zeros.
-struct Panels {
-    const float* numbers;  // IN  [panels, latents, width]
-    int64_t width;
-    int64_t columns;  // W, without the filling
-    int64_t count() const { return (columns + width - 1) / width; }
-};
-
 void sparse_product(const SparseRows& rows, const Panels& table, const SparseKernels& kernels,
                     int64_t threads,
                     float* out);  // OUT [rows, columns]
@@ -57,11 +50,9 @@ void unit_product(const SparseRows& rows, const Panels& table,
                   bool root, const SparseKernels& kernels, int64_t threads,
                   float* out);  // OUT [rows, columns]
 
-// One cluster per column of `centroids`.
-void nearest_centroid(const SparseRows& rows, const Panels& centroids, const float* bias, float factor,
-                      const SparseKernels& kernels, int64_t threads,
-                      int32_t* labels,   // OUT [rows]
-                      float* distances,  // OUT [rows]
-                      double* squares);  // OUT [rows]  |x|^2
+void nearest_centroid(const SparseRows& rows, const Centroids& centroids, const SparseKernels& kernels,
+                      int64_t threads,
+                      int32_t* labels,  // OUT [rows]
+                      float* scores);   // OUT [rows]
 
 }  // namespace saerl

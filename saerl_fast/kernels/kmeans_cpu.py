@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from saerl_fast.kernels import native, sparse_cpu
 
@@ -22,45 +21,29 @@ if TYPE_CHECKING:
 
 BLOCK_NUMBERS = 2**24
 """Upper bound on the numbers of dense rows that are converted or copied at once (64 MB)."""
-SMALLEST_NORM = 1e-12
-"""A shorter row has cosine 0, as in torch.nn.functional.normalize."""
 
 
 def assign(rows: Tensor | CsrRows, centroids: Tensor, metric: str, isa: str = "auto") -> tuple[Tensor, Tensor]:
     """The contract of `ops.kmeans_assign`; arguments are checked, none is float64."""
-    centres = centroids.float()
-    if metric == "cosine":
-        centres, factor = functional.normalize(centres), -1.0
-        bias = torch.zeros(len(centres))
-    else:
-        bias, factor = centres.square().sum(dim=1), -2.0
-    # sparse rows would pass over an infinity where they hold zero; so every distance to it is made NaN
-    bias = torch.where(centroids.isfinite().all(dim=1), bias, torch.nan)
+    centres = centroids.float().contiguous()
     n_rows = rows.shape[0] if isinstance(rows, Tensor) else rows.indptr.shape[0] - 1
     labels = torch.empty(n_rows, dtype=torch.int32)
-    nearest = torch.empty(n_rows, dtype=torch.float32)
-    squares = torch.empty(n_rows, dtype=torch.float64)
-    panels, width = sparse_cpu.packed(centres.T)
-    # what fills the last panel is never nearest
-    bias = functional.pad(bias, (0, len(panels) * width - len(bias)), value=torch.inf)
-    given = native.address(panels), width, len(centres), native.address(bias), factor
+    score = torch.empty(n_rows, dtype=torch.float32)
+    given = native.address(centres), len(centres), metric == "cosine"
     if isinstance(rows, Tensor):
         for block in _blocks(rows):
             x = rows[block].float().contiguous()
             native.module().nearest_dense(
                 native.address(x), *x.shape, x.shape[1], *given,
-                native.address(labels[block]), native.address(nearest[block]), native.address(squares[block]),
-                native.threads(), isa,
+                native.address(labels[block]), native.address(score[block]), native.threads(), isa,
             )  # fmt: skip
     else:
         parts = sparse_cpu.in_memory(rows)
         native.module().nearest_sparse(
             *(native.address(part) for part in parts), n_rows, centres.shape[1], *given,
-            native.address(labels), native.address(nearest), native.address(squares), native.threads(), isa,
+            native.address(labels), native.address(score), native.threads(), isa,
         )  # fmt: skip
-    if metric == "cosine":
-        return labels, (1 + nearest / squares.sqrt().clamp(min=SMALLEST_NORM)).float().clamp(min=0)
-    return labels, (nearest + squares).float().clamp(min=0)
+    return labels, score
 
 
 def _blocks(rows: Tensor) -> Iterator[slice]:

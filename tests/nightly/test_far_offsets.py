@@ -84,22 +84,19 @@ def test_dense_rows_of_kmeans_far_apart(isa, tmp_path):
     # the stride is handed to the kernel itself: the Python side copies rows that do not lie side by side
     rows, table = grid(7, 50), grid(50, 20, seed=4)
     apart, at = far_apart(tmp_path, rows), native.address
-    panels, width = sparse_cpu.packed(table)
-    bias = torch.nn.functional.pad(torch.zeros(20), (0, len(panels) * width - 20), value=torch.inf)
+    centroids = table.T.contiguous()
     found = []
     for x in (rows, apart):
-        labels, nearest = torch.empty(7, dtype=torch.int32), torch.empty(7)
-        squares, sums = torch.empty(7, dtype=torch.float64), torch.empty(20, 50)
+        labels, score, sums = torch.empty(7, dtype=torch.int32), torch.empty(7), torch.empty(20, 50)
         counts = torch.empty(20, dtype=torch.int64)
         native.module().nearest_dense(
-            at(x), 7, 50, x.stride(0), at(panels), width, 20, at(bias), -1.0,
-            at(labels), at(nearest), at(squares), 1, isa,
-        )  # fmt: skip
+            at(x), 7, 50, x.stride(0), at(centroids), 20, False, at(labels), at(score), 1, isa
+        )
         native.module().sum_dense(at(x), 7, 50, x.stride(0), at(labels), 20, at(sums), at(counts), 1, isa)
-        found.append((labels, nearest, squares, sums, counts))
+        found.append((labels, score, sums, counts))
     assert same(found[1], found[0])
-    products = rows.double() @ table.double()
-    assert torch.equal(found[0][1].double(), -products.max(dim=1).values)
+    far = (rows[:, None] - table.T).double().square().sum(dim=2)
+    assert torch.equal(found[0][1].double(), far.min(dim=1).values)
 
 
 @pytest.mark.parametrize("isa", SETS)
