@@ -15,6 +15,7 @@
 #include "cpu/cluster_sums.h"
 #include "cpu/decode.h"
 #include "cpu/dense_product.h"
+#include "cpu/far_rows.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/segment_pool.h"
 #include "cpu/sparse_product.h"
@@ -174,6 +175,16 @@ void nearest_dense(Address values, int64_t rows, int64_t latents, int64_t stride
                      at<int32_t>(labels), at<float>(scores));
 }
 
+int64_t far_rows_of(Address rows, Address may_seed, int64_t count, int64_t latents, Address draws,
+                    int64_t clusters, int64_t trials, Address chosen, int64_t threads,
+                    const std::string& isa) {
+    require(count >= 1 && latents >= 0 && clusters >= 0 && trials >= 1 && threads >= 1,
+            "sizes must be positive");
+    return far_rows(at<const float>(rows), at<const uint8_t>(may_seed), count, latents,
+                    at<const double>(draws), clusters, trials, dense_kernels(isa), threads,
+                    at<int64_t>(chosen));
+}
+
 void sum_sparse(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
                 Address labels, int64_t clusters, Address sums, Address counts, int64_t threads) {
     require(clusters >= 1, "clusters must be at least 1");
@@ -258,6 +269,9 @@ PYBIND11_MODULE(_native, module) {
     module.def("nearest_dense", &saerl::nearest_dense, release(), py::arg("values"), py::arg("rows"),
                py::arg("latents"), py::arg("stride"), py::arg("centroids"), py::arg("clusters"),
                py::arg("cosine"), py::arg("labels"), py::arg("scores"), py::arg("threads"), py::arg("isa"));
+    module.def("far_rows", &saerl::far_rows_of, release(), py::arg("rows"), py::arg("may_seed"),
+               py::arg("count"), py::arg("latents"), py::arg("draws"), py::arg("clusters"), py::arg("trials"),
+               py::arg("chosen"), py::arg("threads"), py::arg("isa"));
     module.def("sum_sparse", &saerl::sum_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("labels"), py::arg("clusters"),
                py::arg("sums"), py::arg("counts"), py::arg("threads"));

@@ -21,7 +21,7 @@ from saerl_fast.bench.data import pooled_rows
 from saerl_fast.bench.encode import backend_of
 from saerl_fast.signals import FeatureProjection, StreamingKMeans
 
-SEEDS = 5
+SEEDS = 10
 LEAST_QUALITY = 0.99
 ROUNDING = 1e-5
 """Relative difference that float32 distances may make in a sum of them."""

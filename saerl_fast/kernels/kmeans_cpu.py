@@ -1,4 +1,4 @@
-"""The two steps of k-means on the CPU (csrc/cpu/sparse_product.h, csrc/cpu/cluster_sums.h).
+"""The two steps of k-means on the CPU (csrc/cpu/sparse_product.h, csrc/cpu/cluster_sums.h), and seeds for them.
 
     label = argmin_k |c_k|^2 - 2 x.c_k     or     argmin_k -x.c_k / |c_k|
 
@@ -52,6 +52,19 @@ def _blocks(rows: Tensor) -> Iterator[slice]:
     ready = rows.dtype == torch.float32 and rows.is_contiguous()
     step = max(1, n_rows if ready else BLOCK_NUMBERS // max(1, n_latents))
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+
+def far_rows(rows: Tensor, may_seed: Tensor, draws: Tensor, isa: str = "auto") -> Tensor:
+    """Greedy k-means++ on dense rows (csrc/cpu/far_rows.h): the places of up to K different rows, int64.
+
+    rows [S, M] float32, contiguous   may_seed [S] bool   draws [K, trials] float64, each in [0, 1)
+    """
+    chosen = torch.empty(len(draws), dtype=torch.int64)
+    found = native.module().far_rows(
+        native.address(rows), native.address(may_seed), *rows.shape, native.address(draws), *draws.shape,
+        native.address(chosen), native.threads(), isa,
+    )  # fmt: skip
+    return chosen[:found]
 
 
 def update(

@@ -90,7 +90,8 @@ def _moved(rows: ClusterRows, found: Clustering, rng: np.random.Generator) -> ND
     """The means [K, M] of the rows of each cluster, after empty clusters have been given a row each."""
     sums, counts = rows.sums(found.labels, len(found.means))
     empty = np.flatnonzero(is_empty(sums, counts, rows))
-    _fill(empty, rows, sums, counts, found.labels.copy(), found.distances, rng)
+    if len(empty):
+        _fill(empty, rows, sums, counts, found.labels.copy(), found.distances, rng)
     means = sums / np.maximum(counts, 1)[:, None]
     return np.where(counts[:, None] > 0, means, found.means).astype(np.float32)
 

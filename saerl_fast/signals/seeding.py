@@ -6,9 +6,14 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from saerl_fast.errors import InputError
+from saerl_fast.kernels import kmeans_cpu
+from saerl_fast.ops.choice import Call, choose
+from saerl_fast.ops.table import TABLE
 from saerl_fast.signals.cluster_rows import ClusterRows
 
 SAMPLE_PER_CLUSTER, SAMPLE_LEAST = 32, 2048
@@ -55,13 +60,16 @@ def seed_centroids(rows: ClusterRows, n_clusters: int, rng: np.random.Generator)
 
 def far_rows(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> list[int]:
     """Up to n_clusters different rows; fewer where no row is left that differs from all that were chosen."""
-    n_trials = 2 + int(math.log(n_clusters))
+    draws = rng.random((n_clusters, 2 + int(math.log(n_clusters))))
+    if isinstance(rows.tensor, Tensor) and _on_cpu(rows.tensor):
+        may_seed = torch.from_numpy(rows.may_seed)
+        return kmeans_cpu.far_rows(rows.tensor.contiguous(), may_seed, torch.from_numpy(draws)).tolist()
     nearest = rows.may_seed.astype(np.float32)
     # rows that cannot be seeds stay at distance 0
     limit = np.where(rows.may_seed, np.float32(np.inf), np.float32(0))
     chosen: list[int] = []
-    while len(chosen) < n_clusters:
-        trials = draw(nearest, n_trials if chosen else 1, rng)
+    for points in draws:
+        trials = places(nearest, points if chosen else points[:1])
         if len(trials) == 0:
             break
         # [trials, S]: the distances that would be left
@@ -73,12 +81,22 @@ def far_rows(rows: ClusterRows, n_clusters: int, rng: np.random.Generator) -> li
     return chosen
 
 
+def _on_cpu(rows: Tensor) -> bool:
+    """Whether rows like these are assigned by the compiled backend: then it draws the seeds too."""
+    return choose(TABLE, "kmeans_assign", Call(rows.device.type, sparse=False), None) == "cpu"
+
+
 def draw(weights: NDArray[Any], n_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Places of `weights` [S], drawn with replacement in proportion to them; none if all are zero."""
+    return places(weights, rng.random(n_draws))
+
+
+def places(weights: NDArray[Any], points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where points of [0, 1) fall, of which each of `weights` [S] takes a share; none if all are zero."""
     totals = np.cumsum(weights, dtype=np.float64)
     if not totals[-1] > 0:
         return np.zeros(0, dtype=np.int64)
-    found = np.searchsorted(totals, rng.random(n_draws) * totals[-1], side="right")
+    found = np.searchsorted(totals, points * totals[-1], side="right")
     # a point rounded up to the total would fall past the end
-    places: NDArray[np.int64] = np.minimum(found, int(np.flatnonzero(weights)[-1])).astype(np.int64)
-    return places
+    fallen: NDArray[np.int64] = np.minimum(found, int(np.flatnonzero(weights)[-1])).astype(np.int64)
+    return fallen

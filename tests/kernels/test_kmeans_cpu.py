@@ -1,5 +1,6 @@
 """The compiled k-means steps and sparse products: instruction sets, threads, panels, stretches."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -181,6 +182,40 @@ def test_nan_and_infinity_are_refused(metric, bad, where):
         centroids[66, 4] = bad
     with pytest.raises(NonFiniteError, match="have a NaN distance"):
         ops.kmeans_assign(rows, centroids, metric=metric, backend="cpu")
+
+
+def far_rows_in_numpy(x, may_seed, draws):
+    """Greedy k-means++ as its definition says, on whole numbers, where every sum is exact."""
+    x, limit, chosen = x.double().numpy(), np.where(may_seed, np.inf, 0), []
+    weights = may_seed.double().numpy()
+    for points in draws.numpy():
+        totals = np.cumsum(weights)
+        if totals[-1] == 0:
+            break
+        trials = np.searchsorted(totals, (points if chosen else points[:1]) * totals[-1], side="right")
+        left = np.minimum(limit, np.square(x[trials][:, None] - x).sum(axis=2))
+        best = left.sum(axis=1).argmin()
+        chosen.append(int(trials[best]))
+        weights = limit = left[best]
+    return chosen
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize(("n_rows", "n_latents", "clusters", "trials"), [(1, 3, 1, 2), (70, 5, 9, 4), (200, 33, 40, 8)])
+def test_far_rows_are_those_of_the_definition(n_rows, n_latents, clusters, trials, isa, threads):
+    x, may_seed = grid(n_rows, n_latents), torch.arange(n_rows) % 7 != 3
+    draws = torch.rand(clusters, trials, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for count in (1, 3):
+        threads(count)
+        assert kmeans_cpu.far_rows(x, may_seed, draws, isa).tolist() == far_rows_in_numpy(x, may_seed, draws)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_no_more_far_rows_than_different_ones(isa):
+    x = grid(3, 20).repeat(40, 1)
+    chosen = kmeans_cpu.far_rows(x, torch.ones(120, dtype=torch.bool), torch.rand(9, 4, dtype=torch.float64), isa)
+    assert sorted((chosen % 3).tolist()) == [0, 1, 2]
+    assert len(kmeans_cpu.far_rows(x, torch.zeros(120, dtype=torch.bool), torch.rand(9, 4).double(), isa)) == 0
 
 
 def test_rows_out_of_order_give_the_same_sums():

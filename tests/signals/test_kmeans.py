@@ -293,9 +293,10 @@ class TestSeeding:
     def test_no_row_is_drawn_twice_whatever_rounding_says(self, monkeypatch):
         # as if a row's computed distance to itself were as large as any
         monkeypatch.setattr(ClusterRows, "distances", lambda rows, seeds: np.ones((len(rows), len(seeds)), "float32"))
-        rows = planted.pooled(50, 20).toarray()
-        seeds = seed_centroids(cluster_rows(rows, "euclidean", "none"), 50, np.random.default_rng(0)).centroids
-        assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows, axis=0))
+        rows = planted.pooled(50, 20)
+        prepared = cluster_rows(sparse.csr_array(rows), "euclidean", "none")
+        seeds = seed_centroids(prepared, 50, np.random.default_rng(0)).centroids
+        assert np.array_equal(np.unique(seeds, axis=0), np.unique(rows.toarray(), axis=0))
 
     def test_far_groups_get_a_seed_each(self):
         centres = 100 * np.eye(10, dtype=np.float32)
