@@ -15,7 +15,7 @@ from saerl_fast.errors import StoreBusyError
 from saerl_fast.extract.inspect import verify_store
 from saerl_fast.extract.store import StoreWriter
 from tests.attacks.disk import StandIn
-from tests.attacks.test_writers import JOB, REFUSED, WON, content_of, writers
+from tests.attacks.test_writers import JOB, LATE, REFUSED, WON, content_of, writers
 from tests.extract.stores import content, go_on, rows
 from tests.nightly.sizes import daily_and_nightly
 
@@ -146,9 +146,10 @@ def test_eight_writers(tmp_path, monkeypatch, rounds, lacking, record_property):
                 if done:
                     codes[child] = os.waitstatus_to_exitcode(status)
             time.sleep(0.002)
-        assert set(codes.values()) <= {WON, REFUSED}
+        # without a lock a writer is refused at the first name that another was faster to give
+        assert set(codes.values()) <= ({WON, REFUSED, LATE} if "locks" in lacking else {WON, REFUSED})
         assert WON in codes.values()
-        refused += list(codes.values()).count(REFUSED)
+        refused += sum(code != WON for code in codes.values())
         assert not list(verify_store(folder))
         assert all((folder / "shards" / name).read_bytes() == held for name, held in seen.items())
         if lacking == "links":  # with a lock one writer made every shard

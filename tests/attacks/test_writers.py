@@ -10,7 +10,7 @@ from saerl_fast.extract.store import StoreWriter
 from tests.extract.stores import content, job, rows
 from tests.nightly.sizes import daily_and_nightly
 
-WON, REFUSED = 0, 3
+WON, REFUSED, LATE = 0, 3, 4
 JOB = job()
 
 
@@ -29,7 +29,7 @@ def write(folder, start, seed):
             time.sleep(0.03)
             store.finish()
     except StoreBusyError:
-        return REFUSED if time.monotonic() - began < 1 else 1
+        return REFUSED if time.monotonic() - began < 1 else LATE
     return WON
 
 
