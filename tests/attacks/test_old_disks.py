@@ -126,7 +126,7 @@ def test_a_claim_left_by_a_kill_is_named_where_it_cannot_be_cleared_away(tmp_pat
 
 
 @pytest.mark.parametrize("lacking", ["links", "locks", "links and locks"])
-@daily_and_nightly("rounds", 4, 100)
+@daily_and_nightly("rounds", 3, 100)
 def test_eight_writers(tmp_path, monkeypatch, rounds, lacking, record_property):
     if "links" in lacking:
         monkeypatch.setattr(durable, "os", WithoutLinks())

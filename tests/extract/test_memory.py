@@ -20,7 +20,7 @@ from tests.extract.stores import FINGERPRINT, job
 ROWS, ENTRIES, WIDTH = 1024, 64, 512
 SHARD = ROWS * ENTRIES * 8
 """Bytes of the entries of one shard: half a MiB."""
-FEW, MANY = 5, 20
+FEW, MANY = 5, 14
 
 
 def shard(number):

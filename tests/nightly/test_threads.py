@@ -11,7 +11,7 @@ CALLS = kernel_calls()
 THREADS = 16
 
 
-@daily_and_nightly("calls", 50, 1_000)
+@daily_and_nightly("calls", 25, 1_000)
 def test_sixteen_threads(calls, threads, record_property):
     threads(1)
     wanted = {name: digest(call()) for name, call in CALLS.items()}
