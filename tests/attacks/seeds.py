@@ -287,8 +287,8 @@ SEEDS = (
         "tests/extract/test_backoff.py",
         (
             "saerl_fast/extract/run.py",
-            "task.compute(shard, bar.update, store.split(shard))",
-            "task.compute(shard, bar.update)",
+            "task.compute(shard, read, bar.update, store.split(shard))",
+            "task.compute(shard, read, bar.update)",
         ),
     ),
     seed(
