@@ -136,8 +136,16 @@ def _check_complete(model: nn.Module, missing: Any, name: str) -> None:
             f"{name}: the checkpoint lacks {len(lacking)} weights of the model that are read, such as {lacking[0]}; "
             "is it complete, and of this architecture?"
         )
-    if any(parameter.device.type == "meta" for parameter in model.parameters()):
-        raise InputError(f"{name}: the device_map leaves weights on disk; give it devices with room for all of them")
+    refuse_weights_elsewhere(model, name)
+
+
+def refuse_weights_elsewhere(model: nn.Module, name: str) -> None:
+    """Raise InputError for weights that are not in the memory of any device: left on disk by a device_map, or none."""
+    if away := [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]:
+        raise InputError(
+            f"{name}: {len(away)} weights are not in memory, such as {away[0]}: a device_map left them on disk, or "
+            "they were never loaded. Give devices with room for all of them"
+        )
 
 
 def _device(wanted: torch.device | str | None) -> torch.device:

@@ -20,7 +20,7 @@ from torch import nn
 from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
 from saerl_fast.extract.capture import first_position
 from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook, text_config, text_model
-from saerl_fast.extract.loading import DeviceMap, is_read, load_blocks, load_tokenizer
+from saerl_fast.extract.loading import DeviceMap, is_read, load_blocks, load_tokenizer, refuse_weights_elsewhere
 from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,7 @@ def open_reader(
         if device is not None or dtype is not None or device_map is not None:
             raise InputError("device, dtype and device_map apply to a model given by path; move the object yourself")
         loaded, name = model, str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        refuse_weights_elsewhere(loaded, name)
     else:
         name = os.fspath(model)
         loaded = load_blocks(name, place.layer, device=device, dtype=dtype, device_map=device_map)

@@ -204,9 +204,18 @@ def test_early_exit_inside_a_model_dispatched_by_accelerate(point):
 
 
 def test_weights_left_on_disk_are_refused(sharded, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
     spread = {"embed_tokens": "cpu", "layers.0": "cpu", "layers.1": "disk", "norm": "cpu", "rotary_emb": "cpu"}
-    with pytest.raises(InputError, match="device_map leaves weights on disk|cannot load the model"):
+    with pytest.raises(InputError, match="weights are not in memory, such as layers.1|cannot load the model"):
         load_blocks(str(sharded("llama")), 1, device_map=spread)
+    parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    parts |= {f"model.layers.{number}": "disk" if number == 1 else "cpu" for number in range(tiny.LAYERS)}
+    spread = accelerate.dispatch_model(families.build("llama"), parts, main_device="cpu", offload_dir=str(tmp_path))
+    for model in (spread, families.build("llama").to("meta")):
+        with pytest.raises(
+            InputError, match="weights are not in memory, such as .* left them on disk, or they were never"
+        ):
+            saerl_fast.featurize(tiny.texts(2), model, tiny.sae(), tokenizer=tiny.tokenizer(), progress=False)
 
 
 def test_where_a_model_goes_is_said_once(sharded, monkeypatch):
