@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.saes.sae import SAE, _blank_hook, _disable_hooks
 
 from saerl_fast import accelerate
 from saerl_fast.accelerated import _Accelerated
@@ -28,20 +30,25 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     _Accelerated.encode = encode
-    for made, _ in SAE_CLASS_REGISTRY.values():
-        made.__init__ = accelerating(made, made.__init__)
+    classes = tuple(made for made, _ in SAE_CLASS_REGISTRY.values())
+    for made in classes:
+        made.__init__ = then_accelerated(made.__init__, classes)
+    # made without weights, they are given them later
+    SAE.load_state_dict = then_accelerated(SAE.load_state_dict, classes)
 
 
-def accelerating(made, init):
-    def initialised(self, *arguments, **named):
-        init(self, *arguments, **named)
-        if type(self) is made:
+def then_accelerated(method, classes):
+    def call(self, *arguments, **named):
+        done = method(self, *arguments, **named)
+        ready = type(self) in classes and all(weight.device.type != "meta" for weight in self.parameters())
+        if ready and method.__qualname__.split(".")[0] in (type(self).__name__, "SAE"):
             try:
                 accelerate(self)
             except FormatError:
                 COUNTS[f"{self.cfg.architecture()}: refused"] += 1
+        return done
 
-    return initialised
+    return call
 
 
 def encode(self, x):
@@ -54,7 +61,9 @@ def encode(self, x):
         with torch.no_grad():
             COUNTS[f"{kind}: {'ours' if self._reason_for_theirs(x) is None else 'theirs'}"] += 1
             found = HONEST(self, x)
-            compare(self.encode_sparse(x), self.plain(x))
+            # once at a time: the inner one would turn them on again for the outer
+            with nullcontext() if theirs.hook_sae_input is _blank_hook else _disable_hooks(theirs):
+                compare(self.encode_sparse(x), self.plain(x))
             COUNTS[f"{kind}: sparse compared"] += 1
     finally:
         theirs.train(before)
