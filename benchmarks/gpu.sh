@@ -152,7 +152,7 @@ if build; then
   case "$slice" in encode | all) suite encode encode_over_gemm,encode,encode_published,select,threshold_encode ;; esac
   case "$slice" in triton | all) suite triton encode_triton_over_gemm,encode_triton,threshold_encode_triton ;; esac
   case "$slice" in kmeans | all) suite kmeans kmeans_iter,kmeans_iter_dense ;; esac
-  case "$slice" in forward | all) suite forward capture,mfu,featurize_over_forward,featurize ;; esac
+  case "$slice" in forward | all) suite forward capture,capture_packed,capture_compiled,mfu,featurize_over_forward,featurize ;; esac
 fi
 cat "$summary"
 exit $failed

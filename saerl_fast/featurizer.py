@@ -17,6 +17,7 @@ from torch import nn
 from saerl_fast.errors import InputError
 from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
 from saerl_fast.extract.asked import asked
+from saerl_fast.extract.compiling import CompileWish
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, columns_of, dataset_ids, read_texts
 from saerl_fast.extract.job import WHOLE, Job, Part
@@ -61,6 +62,7 @@ def featurize(
     shard_rows: int = SHARD_ROWS,
     padding_side: Literal["right", "left"] = "right",
     packing: Wish = "auto",
+    compile: CompileWish = "auto",
     each_shard: EachShard | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
@@ -100,6 +102,10 @@ def featurize(
     packing: "on" lays the texts of a batch end to end in one row, each attending to itself, so that none is padded;
         "off" pads texts of like length; "auto" packs on CUDA where the model and the kernels installed allow it. The
         choice and its reason are in a line of log, the choice in the provenance (``layout``).
+    compile: "on" has torch.compile make one graph of a block, for all blocks below the hook and texts of any length,
+        "off" runs the blocks as they are; "auto" compiles where a measurement shows that it pays, which is nowhere so
+        far. It changes bits; the choice is in the provenance (``forward``), a model that cannot be compiled is an
+        InputError with the reason.
     each_shard: called with the rows of each shard as soon as they are there, in order; on a resumed run also with
         those read back. Streaming k-means: ``lambda rows: kmeans.partial_fit(rows.to_scipy()[rows.usable])``.
     device, dtype: where a model given by path goes, and in what ("bfloat16", torch.bfloat16; "auto": the checkpoint's);
@@ -203,5 +209,8 @@ def _with_model(given: _Given, model: Any, request: Request, words: str | None) 
     if request.long_texts == "error":
         refuse_long(given.texts, given.ids, reader.tokenizer, settings.limit, request.pool_over)
     fingerprint = job_fingerprint(reader, settings, given.contents)
-    job = Job(len(given.texts), request.shard_rows, fingerprint, request.source or {}, words)
+    source = dict(request.source or {})
+    if settings.forward.asked:
+        source["forward"] = f"{settings.forward.name}: {settings.forward.reason}"
+    job = Job(len(given.texts), request.shard_rows, fingerprint, source, words)
     return Task(job, given.texts, given.ids, given.columns, reader, sae, settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,8 +21,10 @@ from saerl_fast.bench.contest import Contest, Verdict
 from saerl_fast.bench.data import Integers
 from saerl_fast.bench.gpu_data import as_text, operations_of, problem_lengths, random_ids, random_model, word_tokenizer
 from saerl_fast.bench.gpu_encode import backend_on
+from saerl_fast.errors import BackendUnavailable, InputError
 from saerl_fast.extract.batching import Batch
 from saerl_fast.extract.capture import Capture
+from saerl_fast.extract.compiling import Forward, choose_forward
 from saerl_fast.extract.hooks import block_output
 from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
@@ -50,6 +52,7 @@ class Reading:
     ids: Sequence[Integers]
     model: Any
     device: torch.device
+    padded: bool = False
 
     @cached_property
     def reader(self) -> Reader:
@@ -59,6 +62,8 @@ class Reading:
     @property
     def packing(self) -> Wish:
         """On a CPU, where this only shows that all of it runs, texts are packed too."""
+        if self.padded:
+            return "off"
         return "auto" if self.device.type == "cuda" else "on"
 
     @cached_property
@@ -115,9 +120,13 @@ def reading(shape: str, layer: int, texts: int, longest: int, tokens_per_batch: 
     return Reading(shape, layer, longest, tokens_per_batch, lengths, ids, model, device)
 
 
-def bare_forward(read: Reading) -> list[Tensor]:
+AS_THEY_ARE = Forward(None, "")
+
+
+def bare_forward(read: Reading, forward: Forward = AS_THEY_ARE) -> list[Tensor]:
     """Activations of all batches, which lie on the device already."""
-    with Capture(read.model, block_output(read.layer)) as capture, read.layout.on(read.model):
+    hook = block_output(read.layer)
+    with Capture(read.model, hook) as capture, read.layout.on(read.model), forward.on(read.reader):
         return [capture(batch).flatten(0, 1).index_select(0, batch.kept) for _, batch in read.batches]
 
 
@@ -141,6 +150,39 @@ def capture(shape: str, layer: int, texts: int, longest: int, tokens_per_batch: 
         baselines={"transformers, batch 32, padded, output_hidden_states": lambda: usual_hidden(read, usual)},
         prove=lambda hidden: prove_hidden(read, hidden),
         backend=read.layout.name,
+        facts=_facts(read),
+    )
+
+
+def capture_packed(
+    shape: str, layer: int, texts: int, longest: int, tokens_per_batch: int, device: torch.device
+) -> Contest:
+    """Packed against padded texts of like length, both ended at the hook: what laying them end to end saves."""
+    read = reading(shape, layer, texts, longest, tokens_per_batch, device)
+    padded = replace(read, padded=True)
+    return Contest(
+        ours=lambda: bare_forward(read),
+        baselines={"padded, texts of like length": lambda: bare_forward(padded)},
+        prove=lambda hidden: prove_hidden(read, hidden),
+        backend=read.layout.name,
+        facts=_facts(read),
+    )
+
+
+def capture_compiled(
+    shape: str, layer: int, texts: int, longest: int, tokens_per_batch: int, device: torch.device
+) -> Contest:
+    """The same batches through compiled blocks and through blocks as they are."""
+    read = reading(shape, layer, texts, longest, tokens_per_batch, device)
+    try:
+        forward = choose_forward(read.reader, read.layout, "on")
+    except InputError as error:
+        raise BackendUnavailable(str(error)) from error
+    return Contest(
+        ours=lambda: bare_forward(read, forward),
+        baselines={"the same blocks, not compiled": lambda: bare_forward(read)},
+        prove=lambda hidden: prove_hidden(read, hidden),
+        backend=f"{read.layout.name}; {forward.name}",
         facts=_facts(read),
     )
 

@@ -24,7 +24,14 @@ from saerl_fast.bench.gpu_encode import (
     threshold_encode,
     threshold_encode_triton,
 )
-from saerl_fast.bench.gpu_forward import capture, featurize_all, featurize_over_forward, mfu
+from saerl_fast.bench.gpu_forward import (
+    capture,
+    capture_compiled,
+    capture_packed,
+    featurize_all,
+    featurize_over_forward,
+    mfu,
+)
 from saerl_fast.bench.gpu_kmeans import kmeans_iter, kmeans_iter_dense
 from saerl_fast.bench.machine import load, machine
 from saerl_fast.bench.suite import Row, Shape, Size, digits, figures, grid
@@ -90,6 +97,8 @@ ROWS: dict[str, Row] = {
         tiny=grid(rows=[60], columns=[16], clusters=[5]),
     ),
     "capture": Row(capture, full=_FULL, quick=_QUICK, tiny=grid(**_READ_TINY)),
+    "capture_packed": Row(capture_packed, full=_FULL, quick=_QUICK, tiny=grid(**_READ_TINY)),
+    "capture_compiled": Row(capture_compiled, full=_FULL, quick=_QUICK, tiny=grid(**_READ_TINY)),
     "mfu": Row(mfu, full=_FULL, quick=_QUICK, tiny=grid(**_READ_TINY)),
     "featurize_over_forward": Row(
         featurize_over_forward, full=_LONG_SAE, quick=_QUICK_SAE, tiny=grid(**_READ_TINY, **_SAE_TINY)

@@ -34,6 +34,7 @@ RECORDED = (
     "window_stride",
     "tokens_per_batch",
     "packing",
+    "compile",
     "shard_rows",
     "device",
     "device_map",
@@ -70,6 +71,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--window-stride", type=int, metavar="N", help="tokens from one window to the next")
     parser.add_argument("--tokens-per-batch", type=int, help="tokens of one forward pass, padding included")
+    parser.add_argument(
+        "--compile", default="auto", choices=["auto", "on", "off"], help="compile the model's blocks (torch.compile)"
+    )
     parser.add_argument(
         "--packing", default="auto", choices=["auto", "on", "off"], help="lay texts end to end instead of padding them"
     )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from saerl_fast.errors import DtypeError, InputError
+from saerl_fast.extract.compiling import COMPILE_WISHES
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.packing import WISHES
 from saerl_fast.sae import SAE
@@ -167,6 +168,7 @@ ARGUMENTS: Mapping[str, Kind] = {
     "shard_rows": whole(1),
     "padding_side": one_of(("left", "right")),
     "packing": one_of(WISHES),
+    "compile": one_of(COMPILE_WISHES),
     "each_shard": Kind("a function of one argument", callable).or_none,
     "device": Kind(
         "a torch.device, or a string that torch knows, such as 'cuda:1'",

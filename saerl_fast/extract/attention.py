@@ -14,9 +14,11 @@ for the device. Which kernel runs is chosen in ``packing.py``.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -32,7 +34,28 @@ UNKNOWN_TERMS = ("s_aux", "position_bias", "cache")
 
 
 @dataclass(frozen=True)
-class Packing:
+class Laid:
+    """A batch as attention sees it: packed texts below, padded ones in padding.py."""
+
+    ticket: Tensor = field(init=False, repr=False)
+    """int64 [] on the CPU: what stands for this batch in a compiled graph, which is the same for every batch."""
+
+    def __post_init__(self) -> None:
+        number = next(_numbers)
+        object.__setattr__(self, "ticket", torch.tensor(number))
+        _by_number[number] = self
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """query [B, H, T, d], key and value [B, G, T, d] with H a multiple of G -> [B, T, H, d]."""
+        raise NotImplementedError
+
+
+_numbers = itertools.count()
+_by_number: weakref.WeakValueDictionary[int, Laid] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Packing(Laid):
     """Where the texts of one packed row lie, and the kernel that attends within them.
 
     bounds int32 [B + 1] on the device, text t is tokens bounds[t] : bounds[t + 1]; text_of int32 [T] on the device,
@@ -51,6 +74,42 @@ class Packing:
     @property
     def longest(self) -> int:
         return max(self.lengths)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """[1, T, H, d], by the kernel of this batch."""
+        self.windows.append((rule.window, rule.causal))
+        # a window as long as the longest text is none
+        window = rule.window if rule.window is not None and rule.window < self.longest else None
+        return KERNELS[self.kernel].run(query, key, value, self, replace(rule, window=window))
+
+
+@torch.library.custom_op("saerl_fast::attend_within_texts", mutates_args=())
+def attend_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ticket: Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """`Laid.attend` as one node of a graph, whatever the texts: a compiled block is made once for all batches."""
+    return _by_number[int(ticket)].attend(query, key, value, Rule(scale, causal, window, softcap)).contiguous()
+
+
+@attend_op.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ticket: Tensor,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
 
 @dataclass(frozen=True)
@@ -71,7 +130,7 @@ def attend_within_texts(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packing: Packing | None = None,
+    packing: Laid | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -89,16 +148,16 @@ def attend_within_texts(
         raise ModelMismatchError(f"attention with dropout {dropout}: packed texts are for inference")
     if strange := [name for name in UNKNOWN_TERMS if rest.get(name) is not None]:
         raise ModelMismatchError(f"attention with {strange[0]}, which no kernel for packed texts knows")
-    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
-    packing.windows.append((sliding_window, causal))
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        causal=causal,
-        # a window as long as the longest text is none
-        window=sliding_window if sliding_window is not None and sliding_window < packing.longest else None,
+        causal=bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal,
+        window=sliding_window,
         softcap=softcap,
     )
-    return KERNELS[packing.kernel].run(query, key, value, packing, rule), None
+    if torch.compiler.is_compiling():
+        given = (packing.ticket, rule.scale, rule.causal, rule.window, rule.softcap)
+        return attend_op(query, key, value, *given), None
+    return packing.attend(query, key, value, rule), None
 
 
 def text_by_text(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule) -> Tensor:
@@ -115,7 +174,7 @@ def text_by_text(query: Tensor, key: Tensor, value: Tensor, packing: Packing, ru
                 enable_gqa=query.shape[1] != key.shape[1],
             )  # fmt: skip
         else:
-            done = _with_softcap(q, k, v, _seen(length, rule, query.device), rule)
+            done = with_softcap(q, k, v, _seen(length, rule, query.device), rule)
         made.append(done.transpose(1, 2))
         start += length
     return torch.cat(made, dim=1)
@@ -124,16 +183,16 @@ def text_by_text(query: Tensor, key: Tensor, value: Tensor, packing: Packing, ru
 def _seen(length: int, rule: Rule, device: torch.device) -> Tensor:
     """Which keys each query of one text sees: bool [length, length]."""
     place = torch.arange(length, device=device)
-    return _inside(place[:, None], place[None, :], rule)
+    return inside(place[:, None], place[None, :], rule)
 
 
-def _inside(query_at: Tensor, key_at: Tensor, rule: Rule) -> Tensor:
+def inside(query_at: Tensor, key_at: Tensor, rule: Rule) -> Tensor:
     distance = query_at - key_at
     seen = distance >= 0 if rule.causal else torch.ones_like(distance, dtype=torch.bool)
     return seen if rule.window is None else seen & (distance.abs() < rule.window)
 
 
-def _with_softcap(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:
+def with_softcap(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, rule: Rule) -> Tensor:
     """softmax(c tanh(scale q k^T / c)) v, the softmax in float32."""
     groups = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2) * rule.scale
@@ -187,7 +246,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, rule: Rule
         text_of = packing.text_of
 
         def same_text(batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
-            return (text_of[query_at] == text_of[key_at]) & _inside(query_at, key_at, rule)
+            return (text_of[query_at] == text_of[key_at]) & inside(query_at, key_at, rule)
 
         packing.masks[made] = create_block_mask(
             same_text, None, None, tokens, tokens, device=query.device, _compile=compiled

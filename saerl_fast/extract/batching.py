@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saerl_fast.errors import InputError
 from saerl_fast.extract.attention import Packing
+from saerl_fast.extract.padding import Padding
 from saerl_fast.extract.tokens import TokenizedText
 
 
@@ -34,7 +35,8 @@ class Batch:
     kept: Tensor
     offsets: Tensor
     left_padded: bool
-    packing: Packing | None = None
+    packing: Packing | Padding | None = None
+    """How attention is to see it; None leaves that to the model's own masks."""
 
 
 def group_by_length(lengths: Sequence[int], token_budget: int) -> list[NDArray[np.int64]]:
@@ -106,8 +108,13 @@ def lay_end_to_end(texts: Sequence[TokenizedText], kernel: str, device: torch.de
     )
 
 
-def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, device: torch.device) -> Batch:
-    """Pad to the longest text. The mask comes from the lengths, never from token ids, so any pad id will do."""
+def collate(
+    texts: Sequence[TokenizedText], pad_id: int, padding_side: str, device: torch.device, own_masks: bool = False
+) -> Batch:
+    """Pad to the longest text. The mask comes from the lengths, never from token ids, so any pad id will do.
+
+    own_masks: attention by padding.py, which does not ask the device what is padded.
+    """
     rows, width = len(texts), max(len(text) for text in texts)
     input_ids = np.full((rows, width), pad_id, dtype=np.int64)
     attention = np.zeros((rows, width), dtype=np.int64)
@@ -119,14 +126,16 @@ def collate(texts: Sequence[TokenizedText], pad_id: int, padding_side: str, devi
         pooled[row, span] = text.pooled
     positions = np.maximum(np.cumsum(attention, axis=1) - 1, 0)
     offsets = np.concatenate([[0], np.cumsum(pooled.sum(axis=1))])
-
+    left = bool((attention[:, 0] == 0).any())
+    real = upload(attention.astype(bool), device) if own_masks and not attention.all() else None
     return Batch(
         input_ids=upload(input_ids, device),
         attention_mask=upload(attention, device),
         position_ids=upload(positions, device),
         kept=upload(np.flatnonzero(pooled), device),
         offsets=torch.from_numpy(offsets),
-        left_padded=bool((attention[:, 0] == 0).any()),
+        left_padded=left,
+        packing=Padding(real, left) if own_masks else None,
     )
 
 

@@ -32,6 +32,8 @@ Wish = Literal["auto", "on", "off"]
 WISHES: tuple[Wish, ...] = ("auto", "on", "off")
 
 PADDED = "padded"
+OWN_MASKS = "padded, own masks"
+"""In place of a kernel: texts are padded, and attention asks the device nothing (padding.py)."""
 CHECK_LENGTHS = (5, 1, 9, 4)
 """Texts of the self-check; one longer than a window is added where the model has a short one."""
 SHORT_WINDOW = 64
@@ -54,16 +56,22 @@ class Layout:
     @property
     def name(self) -> str:
         """What goes into a fingerprint: the layout changes bits."""
+        if self.kernel == OWN_MASKS:
+            return OWN_MASKS
         return PADDED if self.kernel is None else f"packed, {self.kernel}"
+
+    @property
+    def packed(self) -> bool:
+        return self.kernel not in (None, OWN_MASKS)
 
     def group(self, lengths: Sequence[int], token_budget: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         """Row numbers of each batch."""
-        return (group_by_length if self.kernel is None else pack_by_budget)(lengths, token_budget)
+        return (pack_by_budget if self.packed else group_by_length)(lengths, token_budget)
 
     def collate(self, texts: Sequence[TokenizedText], pad_id: int, padding_side: str, device: torch.device) -> Batch:
         """One batch on the device."""
-        if self.kernel is None:
-            return collate(texts, pad_id, padding_side, device)
+        if self.kernel is None or self.kernel == OWN_MASKS:
+            return collate(texts, pad_id, padding_side, device, own_masks=self.kernel == OWN_MASKS)
         return lay_end_to_end(texts, self.kernel, device)
 
     @contextmanager
@@ -112,6 +120,10 @@ def choose_layout(reader: Reader, wish: Wish, limit: int) -> Layout:
         name: kernel.missing(parameter.device, parameter.dtype, softcap) for name, kernel in attention.KERNELS.items()
     }
     kernel, reason = choose(wish, parameter.device.type, missing, lambda name: _refusal(reader, name, limit))
+    if kernel is None and parameter.device.type == "cuda":
+        refusal = _refusal(reader, OWN_MASKS, limit)
+        kernel = OWN_MASKS if refusal is None else None
+        reason += "; " + ("no batch waits for its masks" if refusal is None else f"transformers' masks wait: {refusal}")
     layout = Layout(kernel, reason)
     logger.info("%s: batches are %s (%s)", reader.name, layout.name, reason)
     return layout
@@ -149,7 +161,7 @@ def _check(reader: Reader, kernel: str, limit: int) -> str | None:
 
 def _compare(reader: Reader, kernel: str, capture: Capture, limit: int) -> str | None:
     device = reader.device
-    rounding = ROUNDING.get(next(reader.model.parameters()).dtype, HALF_ROUNDING)
+    rounding = rounding_of(reader.model)
     # experts are given the tokens of all texts at once, so that rounding depends on the neighbours
     apart = rounding if _has_experts(reader.model) else 0.0
     texts, others = _check_texts(reader, limit), _check_texts(reader, limit, seed=1)
@@ -157,27 +169,30 @@ def _compare(reader: Reader, kernel: str, capture: Capture, limit: int) -> str |
     together = capture(collate(texts, reader.pad_id, "right", device))
     padded = [row[: len(text)] for row, text in zip(together, texts, strict=True)]
     with _attending_within_texts(reader.model):
-        batch = lay_end_to_end(texts, kernel, device)
+        layout = Layout(kernel, "")
+        batch = layout.collate(texts, reader.pad_id, "right", device)
         packed = _split(capture(batch), texts)
         for kept in (0, 1):  # every other text stays, its neighbours change
             mixed = [text if row % 2 == kept else others[row] for row, text in enumerate(texts)]
-            again = _split(capture(lay_end_to_end(mixed, kernel, device)), texts)
+            again = _split(capture(layout.collate(mixed, reader.pad_id, "right", device)), texts)
             for row in range(kept, len(texts), 2):
                 if not packed[row].isfinite().all():
                     return "activations are not finite"
-                if not torch.equal(packed[row], again[row]) and _distance(again[row], packed[row]) > apart:
+                if not torch.equal(packed[row], again[row]) and distance(again[row], packed[row]) > apart:
                     return "a text sees its neighbours"
     if reason := _wrong_windows(reader, batch, limit):
         return reason
     for row, text in enumerate(texts):
-        error, allowed = _distance(packed[row], alone[row]), LIKE_PADDING * _distance(padded[row], alone[row])
+        error, allowed = distance(packed[row], alone[row]), LIKE_PADDING * distance(padded[row], alone[row])
         if not error <= max(allowed, rounding):
             return f"a text of {len(text)} tokens differs from itself alone by {error:.2g} of its size"
     return None
 
 
 def _split(hidden: Tensor, texts: Sequence[TokenizedText]) -> tuple[Tensor, ...]:
-    """The activations [tokens, D] of each text of a packed row."""
+    """The activations [tokens, D] of each text, packed or padded on the right."""
+    if len(hidden) > 1:
+        return tuple(row[: len(text)] for row, text in zip(hidden, texts, strict=True))
     return torch.split(hidden[0], [len(text) for text in texts])
 
 
@@ -185,7 +200,12 @@ def _has_experts(model: nn.Module) -> bool:
     return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
 
 
-def _distance(found: Tensor, wanted: Tensor) -> float:
+def rounding_of(model: nn.Module) -> float:
+    """By how much of its size a token may differ where the same thing is computed another way."""
+    return ROUNDING.get(next(model.parameters()).dtype, HALF_ROUNDING)
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
     """The largest relative difference of a token: norms token by token, for one token can outweigh all others."""
     error = torch.linalg.vector_norm((found - wanted).double(), dim=-1)
     return float((error / torch.linalg.vector_norm(wanted.double(), dim=-1).clamp(min=1e-300)).max())

@@ -13,6 +13,7 @@ import torch
 from saerl_fast import __version__
 from saerl_fast.errors import InputError
 from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
+from saerl_fast.extract.compiling import CompileWish, Forward, choose_forward
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Layout, Wish, choose_layout
@@ -68,6 +69,7 @@ class Request(Reading):
     shard_rows: int = SHARD_ROWS
     padding_side: Literal["right", "left"] = "right"
     packing: Wish = "auto"
+    compile: CompileWish = "auto"
     device: torch.device | str | None = None
     device_map: DeviceMap | None = None
     dtype: torch.dtype | str | None = None
@@ -94,6 +96,7 @@ class Settings:
     padding_side: str
     on_nonfinite: str
     layout: Layout
+    forward: Forward
 
 
 def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
@@ -101,6 +104,7 @@ def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
     limits = [limit for limit in (reader.max_positions, sae.context_size, request.max_length) if limit]
     limit = min(limits, default=2**31 - 1)
     request.check(limit)
+    layout = choose_layout(reader, request.packing, limit)
     usual = TOKENS_PER_BATCH[reader.device.type if reader.device.type == "cuda" else "cpu"]
     return Settings(
         pool=request.pool,
@@ -110,7 +114,8 @@ def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
         tokens_per_batch=request.tokens_per_batch or usual,
         padding_side=request.padding_side,
         on_nonfinite=request.on_nonfinite,
-        layout=choose_layout(reader, request.packing, limit),
+        layout=layout,
+        forward=choose_forward(reader, layout, request.compile),
     )
 
 
@@ -143,6 +148,7 @@ def job_fingerprint(reader: Reader, settings: Settings, contents: Mapping[str, A
         "tokens_per_batch": settings.tokens_per_batch,
         "padding_side": settings.padding_side,
         "layout": settings.layout.name,
+        "forward": settings.forward.name,
         "on_nonfinite": settings.on_nonfinite,
         "torch": torch.__version__,
         "saerl_fast": __version__,

@@ -95,7 +95,12 @@ def featurize_shard(
     groups = settings.layout.group(lengths, settings.tokens_per_batch)
     if recorded is not None:
         groups = cut_as_recorded(groups, recorded)
-    with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
+    with (
+        Capture(reader.model, reader.hook) as capture,
+        settings.layout.on(reader.model),
+        settings.forward.on(reader),
+        torch.inference_mode(),
+    ):
 
         def collate(rows: NDArray[np.int64]) -> Batch:
             chosen = [tokens[row] for row in rows]

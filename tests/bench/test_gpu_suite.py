@@ -14,6 +14,7 @@ from saerl_fast.bench.gpu_kmeans import left_open
 from saerl_fast.bench.gpu_suite import EFFORT, ROWS, run_gpu_row
 from saerl_fast.cli import main
 from saerl_fast.errors import BackendUnavailable
+from saerl_fast.extract import compiling
 from saerl_fast.features import SparseFeatures
 from saerl_fast.kernels import native, triton_runtime
 from tests.bench.test_suite import SPEEDS
@@ -29,6 +30,12 @@ def spoil(result):
         return result * 1.01 if result.is_floating_point() else result
     parts = [spoil(part) for part in result]
     return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch):
+    """Graphs are run as they are traced: inductor takes a minute."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -138,6 +145,6 @@ def test_the_ring_hands_out_the_same_numbers_elsewhere():
 def test_every_row_of_the_gpu_table_is_there():
     assert set(gpu_suite.ROWS) == {
         "encode_over_gemm", "encode_triton_over_gemm", "encode", "encode_triton", "encode_published", "select",
-        "threshold_encode", "threshold_encode_triton", "kmeans_iter", "kmeans_iter_dense", "capture", "mfu",
-        "featurize_over_forward", "featurize",
+        "threshold_encode", "threshold_encode_triton", "kmeans_iter", "kmeans_iter_dense", "capture", "capture_packed",
+        "capture_compiled", "mfu", "featurize_over_forward", "featurize",
     }  # fmt: skip

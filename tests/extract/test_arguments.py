@@ -75,6 +75,7 @@ TAKEN = {
     "shard_rows": WHOLE,
     "padding_side": set(),
     "packing": set(),
+    "compile": set(),
     "each_shard": {"none", "function", "module"},
     "device": {"none", "device"},
     "device_map": {"none", "word", "number", "dict"},

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import saerl_fast
 from saerl_fast import ops
-from saerl_fast.extract import shard
+from saerl_fast.extract import settings, shard
+from saerl_fast.extract.packing import OWN_MASKS, Layout
 from saerl_fast.extract.shard import _featurize_batch
 from tests import tiny
 from tests.extract.test_packing import made
@@ -100,8 +101,24 @@ def test_no_batch_of_a_packed_shard_reads_a_number(monkeypatch, family):
     np.testing.assert_array_equal(found.hidden, wanted.hidden)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "bert"])
+def test_no_batch_of_a_padded_shard_reads_a_number(monkeypatch, family, side):
+    """As padded batches are on a device."""
+    if family == "bert" and side == "left":
+        pytest.skip("takes no positions")
+    monkeypatch.setattr(settings, "choose_layout", lambda *_: Layout(OWN_MASKS, ""))
+    call = {"tokenizer": tiny.tokenizer(), "tokens_per_batch": 120, "padding_side": side, "layer": 2, "progress": False}
+    wanted = saerl_fast.featurize(tiny.texts(30), made(family), tiny.sae(metadata={}), **call)
+    batches = guard_batches(monkeypatch)
+    found = saerl_fast.featurize(tiny.texts(30), made(family), tiny.sae(metadata={}), **call)
+    assert len(batches) > 2
+    assert found.provenance["layout"] == "padded, own masks"
+    np.testing.assert_array_equal(found.values, wanted.values)
+
+
 def test_transformers_own_masks_read_the_device_where_batches_are_padded(monkeypatch):
-    """Why padding is not the first choice on CUDA; where this no longer holds, the docs are to be changed."""
+    """Why padded batches on CUDA have masks of our own; where this no longer holds, those can go."""
     guard_batches(monkeypatch)
     with pytest.raises(HostRead):
         saerl_fast.featurize(
@@ -130,8 +147,9 @@ def test_the_guard_sees_a_read(monkeypatch, read):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("keep_hidden", [False, True])
-def test_on_a_device_the_batches_wait_for_nothing(monkeypatch, keep_hidden):
+@pytest.mark.parametrize("kind", ["topk", "jumprelu", "standard", "gated"])
+@pytest.mark.parametrize(("packing", "keep_hidden"), [("on", False), ("on", True), ("off", False)])
+def test_on_a_device_the_batches_wait_for_nothing(monkeypatch, packing, keep_hidden, kind):
     """torch itself raises at whatever waits."""
 
     def guarded(*args):
@@ -142,9 +160,9 @@ def test_on_a_device_the_batches_wait_for_nothing(monkeypatch, keep_hidden):
             torch.cuda.set_sync_debug_mode("default")
 
     model = made("qwen2").to("cuda", torch.bfloat16)
-    call = {"tokenizer": tiny.tokenizer(), "tokens_per_batch": 120, "packing": "on", "keep_hidden": keep_hidden}
+    call = {"tokenizer": tiny.tokenizer(), "tokens_per_batch": 120, "packing": packing, "keep_hidden": keep_hidden}
     call |= {"layer": 2, "progress": False}
-    wanted = saerl_fast.featurize(tiny.texts(30), model, tiny.sae(metadata={}), **call)
+    wanted = saerl_fast.featurize(tiny.texts(30), model, tiny.sae(kind, metadata={}), **call)
     monkeypatch.setattr(shard, "_featurize_batch", guarded)
-    found = saerl_fast.featurize(tiny.texts(30), model, tiny.sae(metadata={}), **call)
+    found = saerl_fast.featurize(tiny.texts(30), model, tiny.sae(kind, metadata={}), **call)
     np.testing.assert_array_equal(found.values, wanted.values)
