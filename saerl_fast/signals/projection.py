@@ -128,12 +128,13 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _learn(self, rows: sparse.csr_array) -> None:
         n_rows, width = rows.shape
-        if not rows.data.any():
+        having = _rows_with(rows)
+        if not having.any():
             raise InputError(
                 f"FeatureProjection: all {n_rows} rows are zero (n_samples={n_rows}); there is nothing to project. "
                 "Leave out rows without features"
             )
-        self.idf_ = np.log((1 + n_rows) / (1 + _rows_with(rows))) + 1
+        self.idf_ = np.log((1 + n_rows) / (1 + having)) + 1
         self.seed_ = seed_from(self.random_state)
         rng = np.random.default_rng(self.seed_)
         sample = self._sample(rows, rng)
