@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from saerl_fast import durable
+from saerl_fast.extract import run as run_module
 from saerl_fast.extract import store as store_module
 from saerl_fast.extract.inputs import to_json_lines
 from saerl_fast.extract.inspect import verify_store
@@ -41,6 +42,23 @@ POINTS = (
 @pytest.fixture(scope="module")
 def computed():
     return [rows(JOB.span(shard).start, JOB.span(shard).stop) for shard in range(JOB.shards)]
+
+
+class NoBar(nullcontext):
+    """tqdm's lock is shared with forked children: one that is killed while it holds it stops its parent for ever."""
+
+    def __init__(self, **_):
+        super().__init__(self)
+
+    def update(self, _):
+        pass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_bar():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "tqdm", NoBar)
+        yield
 
 
 class Known(Task):
