@@ -87,3 +87,7 @@ def test_a_config_without_its_file_is_told_by_the_name_of_the_command(capsys):
         told = capsys.readouterr().err
         assert told.startswith(f"usage: saerl {words[0] if words[1:] else 'COMMAND'} ")
         assert "expected one argument" in told
+
+
+def test_a_list_of_folders_stays_a_list(config):
+    assert parse("merge", "all", "--config", config("parts: [a, b]\n")).parts == ["a", "b"]

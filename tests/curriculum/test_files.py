@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from saerl_fast.curriculum import BatchPlan, make_plan
+from saerl_fast.curriculum import BatchPlan, files, make_plan
 from saerl_fast.errors import CorruptStoreError, FormatError, PlanError, SaerlError, UnsafeFileError
 
 
@@ -194,3 +194,20 @@ def test_a_broken_description_is_refused(tmp_path, content):
     (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(FormatError):
         BatchPlan.load(tmp_path)
+
+
+def test_more_labels_than_a_reader_would_take_are_not_saved(tmp_path):
+    labels = [f"{row:060000}" for row in range(22)]
+    with pytest.raises(PlanError, match="22 cluster labels are too many to save"):
+        some_plan(clusters=labels).save(tmp_path / "plan")
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_plan_is_saved_where_the_package_is_not_installed(tmp_path, monkeypatch):
+    def absent(name):
+        raise files.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(files.metadata, "version", absent)
+    some_plan().save(tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["versions"]["saerl_fast"] == "not installed"
+    assert BatchPlan.load(tmp_path).digest == some_plan().digest

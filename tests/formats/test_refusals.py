@@ -100,6 +100,8 @@ def test_sparsify_and_llama_scope_without_a_tensor_or_with_nan(tmp_path, make, w
 def test_sparsify_on_embeddings(tmp_path):
     sparsify_folder(tmp_path / "embed_tokens")
     assert load_sae(tmp_path / "embed_tokens").hook_name == "hook_embed"
+    sparsify_folder(tmp_path / "elsewhere")
+    assert load_sae(tmp_path / "elsewhere").hook_name is None
 
 
 @pytest.mark.parametrize(
@@ -258,9 +260,9 @@ def test_the_kind_is_told_by_the_tensors_where_they_tell_it(tmp_path):
 
 def test_states_and_settings_that_lack_something_are_named(tmp_path):
     torch.save(state(bias=None), tmp_path / "x.pt")
-    with pytest.raises(FormatError, match=r"an SAE needs \['b_dec'\], of which nothing is found in"):
+    with pytest.raises(FormatError, match=r"an SAE needs \['b_dec'\] beside what is there"):
         convert(tmp_path / "x.pt", tmp_path / "out")
-    with pytest.raises(FormatError, match="absent: no such folder"):
+    with pytest.raises(FormatError, match="absent: no such file or folder"):
         convert(tmp_path / "absent", tmp_path / "out")
 
 
