@@ -115,9 +115,12 @@ def test_int8_screening_is_never_forced_where_it_cannot_run():
     ("sizes", "backend"),
     [
         ({"k": 64, "n_latents": 24576, "width": 1536}, "cpu_int8"),
-        ({"k": 256, "n_latents": 24576, "width": 1536}, "cpu"),
+        ({"k": 256, "n_latents": 24576, "width": 1536}, "cpu_int8"),
+        ({"k": 512, "n_latents": 24576, "width": 1536}, "cpu"),
         ({"k": 32, "n_latents": 4096, "width": 384}, "cpu_int8"),
-        ({"k": 64, "n_latents": 4096, "width": 384}, "cpu"),
+        ({"k": 64, "n_latents": 4096, "width": 384}, "cpu_int8"),
+        ({"k": 128, "n_latents": 4096, "width": 384}, "cpu"),
+        ({"k": 32, "n_latents": 4096, "width": 256}, "cpu"),
     ],
 )
 def test_int8_screening_is_chosen_where_it_was_measured_faster(sizes, backend):
