@@ -140,3 +140,14 @@ def test_a_file_is_opened_once(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_file, "open_regular", lambda path: opened.append(path) or real(path))
     SparseFeatures.load(tmp_path / "f")
     assert len(opened) == 1
+
+
+def test_rows_gathered_from_parts_are_those_of_the_whole():
+    parts = [make(rows=count, seed=count, start=start) for count, start in [(3, 0), (4, 3), (2, 7)]]
+    rows = np.array([0, 2, 3, 8])
+    gathered, whole = SparseFeatures.gather(iter(parts), rows), SparseFeatures.concatenate(parts)[rows]
+    assert gathered.ids == whole.ids == (0, 2, 3, 8)
+    assert (gathered.to_scipy() != whole.to_scipy()).nnz == 0
+    for wrong in ([], [-1, 2], [8, 9]):
+        with pytest.raises(InputError, match="wanted rows of 0 to 8"):
+            SparseFeatures.gather(iter(parts), np.array(wrong, dtype=np.int64))

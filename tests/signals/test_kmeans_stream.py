@@ -158,6 +158,15 @@ class TestFiles:
         with pytest.raises(FormatError, match=message):
             StreamingKMeans.load(folder)
 
+    @pytest.mark.parametrize("name", ["n_features_in", "seed", "n_batches"])
+    def test_numbers_below_zero(self, saved, name):
+        _, folder = saved
+        described = json.loads((folder / "kmeans.json").read_text())
+        described["state"][name] = -1
+        (folder / "kmeans.json").write_text(json.dumps(described))
+        with pytest.raises(FormatError, match="a number is below zero"):
+            StreamingKMeans.load(folder)
+
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
