@@ -33,6 +33,12 @@ def read_folder(folder: Path) -> SAE:
             raise FormatError(f"{folder}: {name} holds NaN or infinity")
     if config.get("use_glu_encoder") or str(config.get("act_fn", "jumprelu")).lower() not in ("jumprelu", "relu"):
         raise FormatError(f"{folder}: only plain encoders with act_fn jumprelu or relu are supported")
+    place = config.get("hook_point_in")
+    if config.get("hook_point_out", place) != place:
+        raise FormatError(
+            f"{folder}: reads {place!r:.80} and writes {config['hook_point_out']!r:.80}; transcoders of this format are "
+            "not supported, only SAEs with one hook point"
+        )
     d_in, d_sae = config.get("d_model"), config.get("d_sae")
     w_enc = tensors["encoder.weight"]
     if list(w_enc.shape) != [d_sae, d_in]:
@@ -50,7 +56,7 @@ def read_folder(folder: Path) -> SAE:
     metadata = {
         "format": "llama_scope",
         "model_name": config.get("model_name") or "meta-llama/Llama-3.1-8B",
-        "hook_name": config.get("hook_point_in"),
+        "hook_name": place,
         "context_size": 1024,
         "prepend_bos": True,
     }

@@ -280,6 +280,7 @@ def test_llama_scope_folds_its_norm_and_its_threshold(tmp_path):
         ({"jump_relu_threshold": "x"}, "jump_relu_threshold must be a positive number"),
         ({"d_sae": 95}, r"\[d_sae, d_model\] = \[95, 32\]"),
         ({"use_glu_encoder": True}, "only plain encoders"),
+        ({"hook_point_out": "blocks.15.hook_mlp_out"}, "transcoders of this format are not supported"),
     ],
 )
 def test_llama_scope_settings_that_cannot_be_served_are_named(tmp_path, changes, message):
