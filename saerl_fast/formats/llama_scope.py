@@ -36,8 +36,8 @@ def read_folder(folder: Path) -> SAE:
     place = config.get("hook_point_in")
     if config.get("hook_point_out", place) != place:
         raise FormatError(
-            f"{folder}: reads {place!r:.80} and writes {config['hook_point_out']!r:.80}; transcoders of this format are "
-            "not supported, only SAEs with one hook point"
+            f"{folder}: reads {place!r:.80} and writes {config['hook_point_out']!r:.80}; transcoders of this format "
+            "are not supported, only SAEs with one hook point"
         )
     d_in, d_sae = config.get("d_model"), config.get("d_sae")
     w_enc = tensors["encoder.weight"]
