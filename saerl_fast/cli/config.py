@@ -66,7 +66,7 @@ def _convert(action: argparse.Action, value: Any, path: str) -> Any:
         structured = action.dest not in ("model", "sae", "out", "data")
         if not isinstance(value, (str, int, float, list, dict) if structured else (str, int, float)):
             raise InputError(f"{path}: {action.dest} must be a word or a number; got {value!r:.80}. Put it in quotes")
-        value = str(value)
+        value = value if isinstance(value, (bool, list, dict)) else str(value)
     if action.choices is not None and value not in action.choices:
         raise InputError(f"{path}: {action.dest} must be one of {list(action.choices)}; got {value!r}")
     return value
