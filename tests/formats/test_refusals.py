@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from saerl_fast.errors import FormatError, UnsafeFileError
+from saerl_fast.errors import FormatError, SaerlError, UnsafeFileError
 from saerl_fast.formats import load_sae, save_sae
 from saerl_fast.formats.convert import convert
 from saerl_fast.formats.npz_file import read_npz
@@ -264,6 +264,8 @@ def test_states_and_settings_that_lack_something_are_named(tmp_path):
         convert(tmp_path / "x.pt", tmp_path / "out")
     with pytest.raises(FormatError, match="absent: no such file or folder"):
         convert(tmp_path / "absent", tmp_path / "out")
+    with pytest.raises(SaerlError, match="absent: no such folder"):  # it might be a name of sae-lens's registry
+        convert("absent", tmp_path / "out")
 
 
 def test_dictionary_learning_beyond_what_is_known(tmp_path):
