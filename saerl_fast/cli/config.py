@@ -62,11 +62,9 @@ def _convert(action: argparse.Action, value: Any, path: str) -> Any:
         except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
             raise InputError(f"{path}: {action.dest}: {value!r} is not acceptable: {error}") from error
     elif value is not None and isinstance(action, argparse._StoreAction) and action.nargs is None:
-        # lists, mappings and truth values are for the command to judge: `saerl train` takes them
-        structured = action.dest not in ("model", "sae", "out", "data")
-        if not isinstance(value, (str, int, float, list, dict) if structured else (str, int, float)):
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise InputError(f"{path}: {action.dest} must be a word or a number; got {value!r:.80}. Put it in quotes")
-        value = value if isinstance(value, (bool, list, dict)) else str(value)
+        value = str(value)
     if action.choices is not None and value not in action.choices:
         raise InputError(f"{path}: {action.dest} must be one of {list(action.choices)}; got {value!r}")
     return value

@@ -7,6 +7,7 @@ A run that was killed goes on from its last checkpoint (grpo: save_steps); a fin
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,10 +56,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="several optimizer steps on batches of one cluster")
     parser.add_argument("--eval", metavar="DATA", help="held-out problems, answered before and after")
     parser.add_argument("--eval-rollouts", default="greedy", help="greedy (default), or completions of each problem")
-    parser.add_argument("--eval-by", default="topic,level", help="columns to tell accuracy apart by")
+    parser.add_argument("--eval-by", type=columns, default="topic,level", help="columns to tell accuracy apart by")
     parser.add_argument("--eval-batch-size", type=int, default=64, help="completions made at once (default 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grpo", action=GrpoSetting, metavar="KEY=VALUE", help="a setting of GRPOConfig; repeatable")
+
+
+def columns(text: str) -> Any:
+    """Names with commas between them, or the JSON list that a config's list comes as."""
+    return json.loads(text) if text.lstrip().startswith("[") else text
 
 
 def run(args: argparse.Namespace) -> int:

@@ -46,6 +46,8 @@ def test_a_number_for_a_word_is_that_word(config):
         ("- a\n", FormatError, "a mapping of options"),
         ("out: 2024-01-02\n", InputError, "out must be a word or a number; got datetime"),
         ("model: [a]\n", InputError, "model must be a word or a number"),
+        ("text-field: {a: b}\n", InputError, "text_field must be a word or a number"),
+        ("hook: true\n", InputError, "hook must be a word or a number"),
         ("a: [\n", FormatError, "not YAML"),
         ("a: 2024-13-45\n", FormatError, "not YAML"),
         ("a: !!int ''\n", FormatError, "not YAML"),
@@ -87,6 +89,11 @@ def test_a_config_without_its_file_is_told_by_the_name_of_the_command(capsys):
         told = capsys.readouterr().err
         assert told.startswith(f"usage: saerl {words[0] if words[1:] else 'COMMAND'} ")
         assert "expected one argument" in told
+
+
+def test_columns_of_a_config_may_be_a_list(config):
+    for text in ("eval-by: [topic, level]\n", 'eval-by: "[\\"topic\\", \\"level\\"]"\n'):
+        assert parse("train", "--config", config("model: m\ndata: d\nout: o\n" + text)).eval_by == ["topic", "level"]
 
 
 def test_a_list_of_folders_stays_a_list(config):
