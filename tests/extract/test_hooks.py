@@ -1,6 +1,5 @@
 """Hook points: names, the module each means in each family, and the sums that the stream is made of."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,10 +7,9 @@ from saerl_fast.errors import InputError, ModelMismatchError
 from saerl_fast.extract.batching import collate
 from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook
-from saerl_fast.extract.tokens import TokenizedText
 from tests import families, tiny
-
-LAYER = 2
+from tests.extract.cells import LAYER, Watch
+from tests.extract.cells import some_texts as tokens
 
 
 @pytest.mark.parametrize(
@@ -66,11 +64,6 @@ def test_names_that_are_refused(name, reason):
         parse_hook(name)
 
 
-def tokens(*lengths, seed=0):
-    generator = np.random.default_rng(seed)
-    return [TokenizedText(generator.integers(3, 400, length), np.ones(length, dtype=bool), "ok") for length in lengths]
-
-
 def hooks_of(model):
     """transformers keeps hooks of its own for output_hidden_states."""
     return [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]
@@ -86,44 +79,12 @@ def read(model, hook, texts, side="right"):
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.kept)
 
 
-class Watch:
-    """The full forward with a hook of the test's own on every place."""
-
-    def __init__(self, family, points, layer=LAYER):
-        self.model, self.seen, self.handles = families.model(family), {}, []
-        block = self.model.get_submodule(f"{families.blocks_path(family)}.{layer}")
-        for point in points:
-            if (place := families.PLACES[family][point]) is not None:
-                self._watch(point, block.get_submodule(place[0]), place[1])
-        self._watch("embed", self.model.get_input_embeddings(), "output")
-
-    def _watch(self, point, module, side):
-        def keep(value):
-            self.seen.setdefault(point, (value[0] if isinstance(value, tuple) else value).clone())
-
-        if side == "output":
-            handle = module.register_forward_hook(lambda m, i, o: keep(o))
-        else:
-            handle = module.register_forward_pre_hook(lambda m, a, k: keep(a or k["hidden_states"]), with_kwargs=True)
-        self.handles.append(handle)
-
-    def run(self, texts):
-        batch = collate(texts, 2, "right", torch.device("cpu"))
-        with torch.inference_mode():
-            found = self.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
-            )
-        for handle in self.handles:
-            handle.remove()
-        kept = {point: value.reshape(batch.kept.max() + 1, -1) for point, value in self.seen.items()}
-        return kept, [state.flatten(0, 1) for state in found.hidden_states]
-
-
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def full(request):
     """(family, one text, what the full forward held at every place, its hidden states)"""
     text = tokens(23)
-    places, states = Watch(request.param, families.SAE_LENS).run(text)
+    with Watch(request.param) as watch:
+        places, states = watch.run(text[0])
     return request.param, text, places, states
 
 
