@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from saerl_fast.errors import InputError, ModelMismatchError
 from saerl_fast.extract.batching import Batch
 from saerl_fast.extract.hooks import Hook, find_module
+from saerl_fast.extract.norms import without_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Capture:
         self.model = model
         self.hook = hook
         self._module, self._side = find_module(model, hook)
+        self._normed = without_weights(self._module) if hook.point == "mlp_normed" else None
         self._accepted = set(inspect.signature(model.forward).parameters)
         self._handle: torch.utils.hooks.RemovableHandle | None = None
         self._training: list[nn.Module] = []
@@ -93,6 +95,8 @@ class Capture:
                 f"{self.hook} of {type(self.model).__name__} is not one row per token: it has the shape "
                 f"{list(hidden.shape)} for {list(size)} tokens"
             )
+        if self._normed is not None:
+            hidden = self._normed(hidden)
         hidden = hidden.reshape(*size, -1).to(batch.input_ids.device)
         return hidden - hidden.mean(dim=-1, keepdim=True) if self.hook.centred else hidden
 

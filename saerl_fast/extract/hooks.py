@@ -13,7 +13,9 @@ from torch import nn
 
 from saerl_fast.errors import InputError, ModelMismatchError
 
-Point = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_in", "mlp_out", "embed", "module"]
+Point = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "attn_z", "mlp_normed", "mlp_in", "mlp_out", "embed", "module"
+]  # fmt: skip
 Side = Literal["input", "output"]
 
 POINTS: dict[str, Point] = {
@@ -22,6 +24,7 @@ POINTS: dict[str, Point] = {
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out",
     "attn.hook_z": "attn_z",
+    "ln2.hook_normalized": "mlp_normed",
     "mlp.hook_in": "mlp_in",
     "hook_mlp_out": "mlp_out",
 }
@@ -29,9 +32,8 @@ POINTS: dict[str, Point] = {
 
 REFUSED = {
     "hook_mlp_in": "TransformerLens means the stream before the norm, some releases the one behind it; "
-    "name the place: blocks.L.hook_resid_mid or blocks.L.mlp.hook_in",
-    "ln2.hook_normalized": "it is the stream before the norm's own weights, which no module of a Hugging Face model "
-    "holds; blocks.L.mlp.hook_in is the MLP's input, weights applied",
+    "name the place: blocks.L.hook_resid_mid, blocks.L.ln2.hook_normalized (behind the norm, without its weights) or "
+    "blocks.L.mlp.hook_in (with them)",
     "attn.hook_result": "it is one vector per head, which Hugging Face models never form",
 }
 
@@ -47,8 +49,9 @@ class Hook:
 
     point: resid_pre, resid_mid, resid_post (the residual stream before, inside and after a block), attn_out and
     mlp_out (what attention and MLP add to that stream, so behind a norm of their own where a family has one),
-    attn_z (the heads side by side, before the output projection), mlp_in (what the MLP reads), embed (the token
-    embedding), or module: ``path`` inside the block and its ``side``.
+    attn_z (the heads side by side, before the output projection), mlp_in (what the MLP reads), mlp_normed (the same
+    before the norm's own weights: where Gemma Scope's transcoders read), embed (the token embedding), or module:
+    ``path`` inside the block and its ``side``.
     layer: the block, counted from 0; 0 for embed. centred: each row is read less its mean over the width, which
     is what a model whose writing weights were centred would hold there.
     """
@@ -117,11 +120,15 @@ def _canonical(hook: Hook) -> Hook:
 
 
 class Place(NamedTuple):
-    """A module inside a block, by path, and the side of it to read; ``beside``: only where the block has that too."""
+    """A module inside a block, by path, and the side of it to read.
+
+    beside: only where the block has that too; without: only where it does not have that.
+    """
 
     path: str
     side: Side
     beside: str = ""
+    without: str = ""
 
 
 PLACES: dict[Point, tuple[Place, ...]] = {
@@ -149,6 +156,13 @@ PLACES: dict[Point, tuple[Place, ...]] = {
         Place("ln_2", "input"),
         Place("mlp_norm", "input"),
         Place("post_attention_layernorm", "input"),
+    ),
+    # the norm in front of the MLP, whose input is normed once more without its weights (norms.py)
+    "mlp_normed": (
+        Place("pre_feedforward_layernorm", "input"),
+        Place("ln_2", "input"),
+        Place("mlp_norm", "input"),
+        Place("post_attention_layernorm", "input", without="post_feedforward_layernorm"),
     ),
     "mlp_in": (Place("mlp", "input"), Place("intermediate", "input")),
     "mlp_out": (
@@ -186,8 +200,14 @@ def _find_in_block(model: nn.Module, block: nn.Module, hook: Hook) -> tuple[nn.M
     inside = dict(block.named_modules())
     places = (Place(hook.path, hook.side),) if hook.point == "module" else PLACES[hook.point]
     for place in places:
-        if place.path in inside and (not place.beside or place.beside in inside):
+        fits = not place.beside or place.beside in inside
+        if fits and place.path in inside and not (place.without and place.without in inside):
             return inside[place.path], place.side
+    if hook.point == "mlp_normed" and ("post_feedforward_layernorm" in inside or "intermediate" in inside):
+        raise ModelMismatchError(
+            f"{hook}: the norms of {type(model).__name__} stand behind attention and MLP; the MLP reads the stream as "
+            "it is"
+        )
     raise ModelMismatchError(
         f"{hook}: looked for {[place.path for place in places]} in a block of {type(model).__name__}, "
         f"which has {sorted(name for name in inside if name)}"

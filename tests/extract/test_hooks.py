@@ -21,6 +21,7 @@ from tests.extract.cells import some_texts as tokens
         ("blocks.3.hook_resid_mid", Hook("resid_mid", 3)),
         ("blocks.3.hook_mlp_out", Hook("mlp_out", 3)),
         ("blocks.3.mlp.hook_in", Hook("mlp_in", 3)),
+        ("blocks.3.ln2.hook_normalized", Hook("mlp_normed", 3)),
         ("blocks.3.hook_attn_out", Hook("attn_out", 3)),
         ("blocks.3.attn.hook_z", Hook("attn_z", 3)),
         ("hook_embed", Hook("embed", 0)),
@@ -50,7 +51,6 @@ def test_names(name, hook):
     ("name", "reason"),
     [
         ("blocks.3.hook_mlp_in", "the stream before the norm, some releases the one behind"),
-        ("blocks.3.ln2.hook_normalized", "before the norm's own weights"),
         ("blocks.3.attn.hook_result", "one vector per head"),
         ("blocks.3.attn.hook_q", r"of a block, \['hook_resid_pre'"),
         ("hook_pos_embed", "neither a sae-lens name"),
