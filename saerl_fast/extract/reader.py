@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
 from saerl_fast.extract.capture import first_position
 from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook, text_config, text_model
 from saerl_fast.extract.loading import DeviceMap, is_read, load_blocks, load_tokenizer, refuse_weights_elsewhere
+from saerl_fast.extract.model_names import same_model
 from saerl_fast.sae import SAE
 
 logger = logging.getLogger(__name__)
@@ -151,19 +151,30 @@ def _check_fit(reader: Reader, sae: SAE) -> None:
             f"the SAE reads activations of width {sae.d_in}, {reader.hook} of {reader.name} has width {width}"
             + (f"; the SAE was trained on {sae.model_name}" if sae.model_name else "")
         )
-    if sae.model_name and not _same_model(sae.model_name, reader.name):
-        warnings.warn(
-            f"the SAE was trained on {sae.model_name}, the model read is {reader.name}; "
-            "features may mean nothing. Check explained variance before relying on them.",
-            MismatchWarning,
-            stacklevel=4,
+    for doubt in mismatches(reader, sae):
+        warnings.warn(doubt, MismatchWarning, stacklevel=4)
+
+
+def mismatches(reader: Reader, sae: SAE) -> list[str]:
+    """Where the SAE says that it was made for another model, or another place in it, than what is read."""
+    doubts = []
+    if sae.model_name and not _is_named(reader.name, sae.model_name):
+        found = reader.name
+        if found == type(reader.model).__name__:
+            found = f"a {found} that does not say which it is"
+        doubts.append(
+            f"the SAE was trained on {sae.model_name}, the model read is {found}; features may mean nothing. "
+            "Check explained variance before relying on them"
         )
     if sae.hook_name and not _means(sae.hook_name, reader.hook):
-        warnings.warn(
-            f"the SAE was trained on {sae.hook_name}, {reader.hook} is read",
-            MismatchWarning,
-            stacklevel=4,
-        )
+        doubts.append(f"the SAE was trained on {sae.hook_name}, {reader.hook} is read")
+    return doubts
+
+
+def _is_named(read: str, wanted: str) -> bool:
+    """Whether the model read is the wanted one by its name, or by that of the folder that a path leads to."""
+    names = [read, str(Path(read).resolve())] if Path(read).is_dir() else [read]
+    return any(same_model(wanted, name) for name in names)
 
 
 def _means(hook_name: str, hook: Hook) -> bool:
@@ -171,16 +182,6 @@ def _means(hook_name: str, hook: Hook) -> bool:
         return parse_hook(hook_name) == replace(hook, centred=False)
     except InputError:
         return False
-
-
-def _same_model(trained_on: str, read: str) -> bool:
-    """Whether a part of the path read ends in the model's own name (hub ids, cache folders, local copies)."""
-    wanted = _plain(trained_on.rstrip("/").split("/")[-1])
-    return any(_plain(part).endswith(wanted) for part in Path(read).parts)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _hash_config(config: Any, layer: int) -> str:

@@ -18,7 +18,7 @@ from saerl_fast.errors import IncompleteStoreError, JobMismatchError
 from saerl_fast.extract.ahead import Ahead
 from saerl_fast.extract.job import WHOLE, Job, Part
 from saerl_fast.extract.reader import Reader
-from saerl_fast.extract.sanity import report_sanity
+from saerl_fast.extract.sanity import Fired, report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import Room, ShardRows, Tokens, featurize_shard, read_tokens
 from saerl_fast.extract.store import DONE, Batches, StoreWriter, missing_shards, read_shard
@@ -69,6 +69,10 @@ class Task:
         first = [self.texts[row] for row in self.job.span(0)]
         report_sanity(first, self.reader, self.sae, self.settings, folder)
 
+    def fired(self) -> Fired:
+        """To be shown every row of the run."""
+        return Fired(self.sae, self.settings.pool)
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -91,6 +95,9 @@ class Finished:
 
     def report_sanity(self, folder: Path | None) -> None:
         """It was reported when the rows were made."""
+
+    def fired(self) -> None:
+        """It was told when the rows were made."""
 
 
 def find_finished(out: str | os.PathLike[str], part: Part, asked: str | None, columns: bytes | None) -> Finished | None:
@@ -147,7 +154,7 @@ def write_features(
     each_shard: called with the rows of each shard in order, computed or read back.
     """
     folder = folder_of(out, part)
-    written = Written(folder)
+    written, fired = Written(folder), task.fired()
     rows = sum(len(task.job.span(shard)) for shard in part.shards(task.job))
     with (
         tqdm(total=rows, desc="featurize", unit="text", disable=not progress) as bar,
@@ -170,10 +177,14 @@ def write_features(
                 features = found.features
                 written.computed += 1
             written.add(features)
+            if fired is not None:
+                fired.add(features)
             if each_shard is not None:
                 each_shard(features)
         store.finish()
     report(written.status)
+    if fired is not None:
+        fired.tell()
     return written
 
 
@@ -204,7 +215,7 @@ def _rows_added(folder: Path, task: Task) -> str:
 
 def compute_features(task: Task, *, each_shard: EachShard | None = None, progress: bool = True) -> SparseFeatures:
     """All rows in memory, nothing on the disk."""
-    parts = []
+    parts, fired = [], task.fired()
     task.report_sanity(None)
     shards = range(task.job.shards)
     with (
@@ -213,10 +224,12 @@ def compute_features(task: Task, *, each_shard: EachShard | None = None, progres
     ):
         for shard in shards:
             parts.append(task.compute(shard, read, bar.update).features)
+            fired.add(parts[-1])
             if each_shard is not None:
                 each_shard(parts[-1])
     features = SparseFeatures.concatenate(parts)
     report(Counter(features.status_counts()))
+    fired.tell()
     return features
 
 

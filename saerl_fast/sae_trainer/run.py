@@ -28,7 +28,7 @@ from saerl_fast.extract.arguments import check_arguments
 from saerl_fast.extract.hooks import Hook, block_output, parse_hook
 from saerl_fast.extract.inputs import read_texts
 from saerl_fast.extract.reader import Reader, open_reader
-from saerl_fast.extract.sanity import LEAST_EXPLAINED
+from saerl_fast.extract.sanity import what_is_off
 from saerl_fast.extract.settings import TOKENS_PER_BATCH, hash_each
 from saerl_fast.extract.store import SANITY
 from saerl_fast.extract.stream import ActivationStream, read_rows
@@ -237,11 +237,11 @@ def _measure(folder: Path, rows: Tensor, recipe: Recipe) -> None:
     size = {"k": recipe.k, "promised_l0": recipe.k, "d_sae": sae.d_sae}
     report = {**asdict(found), "rows": len(rows), **size, "tokens_trained_on": recipe.steps * recipe.batch_rows}
     replace(folder / SANITY, (json.dumps(report, indent=1) + "\n").encode())
-    if found.explained_variance < LEAST_EXPLAINED:
+    for doubt in what_is_off(found, sae, len(rows)):
         logger.warning(
-            "train-sae: the SAE explains %.2f of the variance of tokens it was not trained on; train on more tokens, "
-            "raise k or width, or look at lr and skip_first",
-            found.explained_variance,
+            "train-sae: on tokens it was not trained on, %s. Train on more tokens, raise k or width, or look at lr and "
+            "skip_first",
+            doubt,
         )
 
 
