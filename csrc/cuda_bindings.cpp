@@ -74,6 +74,11 @@ void gather_rows_cuda(Address x, int64_t x_rows, int64_t width_bytes, int64_t ro
         "CUDA gather of rows");
 }
 
+std::string cuda_probe(int device) {
+    const int error = saerl_cuda_probe(device);
+    return error == 0 ? "" : saerl_cuda_error(error);
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& module) {
@@ -94,6 +99,8 @@ void bind_cuda(py::module_& module) {
     module.def("gather_rows_cuda", &gather_rows_cuda, release(), py::arg("x"), py::arg("x_rows"),
                py::arg("width_bytes"), py::arg("row_bytes"), py::arg("row_index"), py::arg("rows"),
                py::arg("gathered"), py::arg("device"), py::arg("stream"));
+    module.def("cuda_probe", &cuda_probe, release(), py::arg("device"),
+               "Why the CUDA kernels cannot run on a device; empty where they can.");
     bind_cuda_rows(module);
     module.attr("cuda") = true;
     module.attr("cuda_max_k") = SAERL_TOPK_SELECT_MAX_K;

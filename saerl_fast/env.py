@@ -12,13 +12,15 @@ from typing import Any
 PACKAGES = ("saerl-fast", "torch", "triton", "transformers", "trl", "sae-lens", "datasets", "scikit-learn", "numpy")
 ABSENT = "not installed"
 RUNS = "yes"
+AUTO = "packing='auto'"
 
 
 def env_dict() -> dict[str, Any]:
     """Versions, hardware, the compiled module, and the table of operations.
 
     -> {"versions": {package: version}, "hardware": {...}, "compiled module": {...},
-        "operations": {operation: {backend: "yes" or the reason why not}}}
+        "operations": {operation: {backend: "yes" or the reason why not}},
+        "packed texts": {device: {kernel of attention: "yes" or the reason why not, "packing='auto'": what is taken}}}
 
     Whatever is absent or broken is described in its place; nothing is raised.
     """
@@ -28,12 +30,14 @@ def env_dict() -> dict[str, Any]:
     except (ImportError, OSError) as error:
         reason = f"torch cannot be imported: {error}"
         hardware = {"cpu": _cpu_model(), "cores": str(os.cpu_count())}
-        return {"versions": versions, "hardware": hardware, "compiled module": {"missing": reason}, "operations": {}}
+        empty: dict[str, Any] = {"operations": {}, "packed texts": {}}
+        return {"versions": versions, "hardware": hardware, "compiled module": {"missing": reason}, **empty}
     return {
         "versions": versions,
         "hardware": _hardware(),
         "compiled module": _compiled_module(),
         "operations": _operations(),
+        "packed texts": _packed_texts(),
     }
 
 
@@ -45,7 +49,12 @@ def env_report() -> str:
         lines.append(title)
         lines += [f"  {name:<14} {value}" for name, value in env[title].items()]
         lines.append("")
-    return "\n".join(lines + _operation_lines(env["operations"])) + "\n"
+    lines += _operation_lines(env["operations"])
+    for device, kernels in env["packed texts"].items():
+        lines += ["", f"attention within packed texts, {device}"]
+        told = kernels if RUNS in kernels.values() else {AUTO: kernels[AUTO]}
+        lines += [f"  {name:<16} {said}" for name, said in told.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _operation_lines(operations: dict[str, dict[str, str]]) -> list[str]:
@@ -91,7 +100,17 @@ def _hardware() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "instructions": f"{sets[0]} (of {', '.join(sets)})" if sets else "no compiled module",
         "gpu": _gpus(),
+        "capability": _capabilities(),
     }
+
+
+def _capabilities() -> str:
+    from saerl_fast.kernels import gpu
+
+    try:
+        return gpu.capabilities() or "none"
+    except RuntimeError as error:
+        return f"CUDA does not start: {error}"
 
 
 def _gpus() -> str:
@@ -128,3 +147,23 @@ def _operations() -> dict[str, dict[str, str]]:
     # a call that lies where the backend works, so that the reason is the backend's and not the call's
     home = {name: "cuda" if name.startswith(("cuda", "triton")) else "cpu" for name in BACKENDS}
     return {op: {name: refusal(TABLE, op, name, Call(home[name], k=64)) or RUNS for name in BACKENDS} for op in TABLE}
+
+
+def _packed_texts() -> dict[str, dict[str, str]]:
+    """For a bfloat16 model on CUDA and a float32 one on the CPU, neither with a softcap."""
+    import torch
+
+    from saerl_fast.extract.attention import KERNELS
+    from saerl_fast.extract.packing import choose
+    from saerl_fast.kernels import gpu
+
+    found: dict[str, dict[str, str]] = {}
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        absent = gpu.missing() if device == "cuda" else None
+        missing = {
+            name: absent or kernel.missing(torch.device(device), dtype, False) for name, kernel in KERNELS.items()
+        }
+        kernel, why = choose("auto", device, missing, lambda _: None)
+        taken = f"padded: {absent or why}" if kernel is None else f"{kernel}, where the model passes its self-check"
+        found[device] = {name: reason or RUNS for name, reason in missing.items()} | {AUTO: taken}
+    return found

@@ -106,6 +106,9 @@ int saerl_cluster_sums(const int64_t* indptr,   // IN  [rows + 1]
                        float* sums,           // OUT [clusters, latents]
                        int device, void* stream);
 
+// 0 where the kernels can run on a device; launches nothing.
+int saerl_cuda_probe(int device);
+
 // The text of an error code.
 const char* saerl_cuda_error(int code);
 

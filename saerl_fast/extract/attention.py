@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saerl_fast.errors import ModelMismatchError
+from saerl_fast.kernels import gpu, triton_runtime
 
 NAME = "saerl_fast_packed"
 
@@ -287,15 +288,23 @@ class Kernel:
 def _half_on_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda":
         return f"runs on CUDA, the model is on {device.type}"
+    if reason := gpu.missing():
+        return reason
     if dtype not in (torch.bfloat16, torch.float16):
         return f"takes bfloat16 and float16, the model is {str(dtype).removeprefix('torch.')}"
     return None
 
 
 def _flash_attn_missing(device: torch.device, dtype: torch.dtype, softcap: bool) -> str | None:
-    from importlib.util import find_spec
-
-    return _half_on_cuda(device, dtype) or (None if find_spec("flash_attn") else "flash-attn is not installed")
+    if reason := _half_on_cuda(device, dtype):
+        return reason
+    try:
+        from flash_attn import flash_attn_varlen_func  # noqa: F401
+    except (ImportError, OSError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
+        # it was built for another torch, as a rule
+        return "flash-attn is not installed" if absent else f"flash-attn cannot be imported: {error}"
+    return None
 
 
 def _varlen_missing(device: torch.device, dtype: torch.dtype, softcap: bool) -> str | None:
@@ -311,11 +320,12 @@ def _varlen_missing(device: torch.device, dtype: torch.dtype, softcap: bool) -> 
 
 
 def _flex_missing(device: torch.device, dtype: torch.dtype, softcap: bool) -> str | None:
-    from importlib.util import find_spec
-
     if device.type != "cuda":
         return f"is compiled for CUDA, the model is on {device.type}"
-    return None if find_spec("triton") else "triton is not installed, which compiles it"
+    if reason := gpu.missing():
+        return reason
+    # torch brings a release that its own compiler goes with: how old it is does not matter here
+    return None if triton_runtime.installed() else "triton is not installed, which compiles it"
 
 
 KERNELS: Mapping[str, Kernel] = {

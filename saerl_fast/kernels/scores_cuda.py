@@ -14,12 +14,13 @@ of NaN. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from saerl_fast.kernels import native
+from saerl_fast.kernels import gpu, native
 from saerl_fast.kernels.folded_bias import folded_bias
 from saerl_fast.kernels.input_norm import InputNorm, normalised
 from saerl_fast.kernels.precision import full_float32
@@ -51,9 +52,17 @@ def missing() -> str | None:
     if reason is not None:
         return reason
     if not native.module().cuda:
-        return f"built without CUDA kernels: {native.build_record().get('cuda_reason') or 'nvcc was not found'}"
-    if not torch.cuda.is_available():
-        return "no CUDA device"
+        why = native.build_record().get("cuda_reason") or "nvcc was not found"
+        return f"built without CUDA kernels: {why}; install again where nvcc is (SAERL_BUILD=cuda insists on it)"
+    return gpu.missing() or _refused(torch.cuda.device_count())
+
+
+@functools.cache
+def _refused(devices: int) -> str | None:
+    """The reason of the first of so many devices that does not take the compiled kernels."""
+    for index in range(devices):
+        if text := native.module().cuda_probe(index):
+            return f"GPU {index} does not take the compiled kernels: {text}; update its driver, or build on its machine"
     return None
 
 

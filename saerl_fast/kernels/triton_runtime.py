@@ -5,15 +5,47 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
 
 import torch
 from torch import Tensor
+
+from saerl_fast.kernels import gpu
+
+OLDEST = (3, 6)
+"""The oldest release that the kernels are compiled with in the tests; torch 2.11 brings it."""
+PACKAGES = ("triton", "pytorch-triton", "triton-windows")
+"""What the package may be called that holds the module."""
 
 
 @functools.cache
 def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why Triton cannot be used on any device, or None."""
+    if not installed():
+        return "triton is not installed (pip install 'saerl-fast[triton]')"
+    version = _version()
+    numbers = re.match(r"(\d+)\.(\d+)", version or "")
+    if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:
+        least = ".".join(map(str, OLDEST))
+        return f"triton {version} is too old: the kernels need {least}, which torch 2.11 brings, or later"
+    return None
+
+
+def _version() -> str | None:
+    """The release that is installed; None where no package says so."""
+    for name in PACKAGES:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def interpreted() -> bool:
@@ -23,12 +55,12 @@ def interpreted() -> bool:
 
 def refuses(device: str) -> str | None:
     """Why no kernel can run on tensors of this device type, or None."""
-    if not installed():
-        return "triton is not installed"
+    if reason := missing():
+        return reason
     if device == "cpu" and interpreted():
         return None
-    if not torch.cuda.is_available():
-        return "no CUDA device"
+    if reason := gpu.missing():
+        return reason
     if device != "cuda":
         return f"the tensors are on {device}"
     if interpreted():
