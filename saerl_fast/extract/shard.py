@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from saerl_fast.errors import CapacityError, DeviceMemoryError, NonFiniteError
 from saerl_fast.extract.backoff import cut_as_recorded, run_halving
 from saerl_fast.extract.batching import Batch, one_ahead, upload
 from saerl_fast.extract.capture import Capture
+from saerl_fast.extract.held import Held
 from saerl_fast.extract.job import Job
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.settings import Settings
@@ -36,20 +37,31 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Gathered:
-    """What the batches of one shard left on the device."""
-
-    rows: list[NDArray[np.int64]] = field(default_factory=list)
-    pooled: list[ops.SpacedRows] = field(default_factory=list)
-    hidden: list[Tensor] = field(default_factory=list)
-    batches: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass
 class Room:
     """How many features a token is given room for, on the average of a batch; never less than any batch has needed."""
 
     entries_per_row: int = ops.ENTRIES_PER_ROW
+
+
+class _Gathered:
+    """What the batches of one shard left on the device."""
+
+    def __init__(self, sae: SAE, settings: Settings, room: Room) -> None:
+        self._sae, self._pool, self._room = sae, settings.pool, room
+        self.rows: list[NDArray[np.int64]] = []
+        self.pooled: list[ops.SpacedRows] = []
+        """Of one batch or of several in a row."""
+        self.hidden: list[Tensor] = []
+        self.batches: list[tuple[int, int]] = []
+        self.held = Held(self._encode)
+
+    def _encode(self, flat: Tensor, kept: Tensor | None, offsets: Tensor) -> None:
+        self.pooled.append(self.encoded(flat, kept, offsets))
+
+    def encoded(self, flat: Tensor, kept: Tensor | None, offsets: Tensor) -> ops.SpacedRows:
+        """Encode and pool."""
+        codes = self._sae.encode_spaced(flat, kept, self._room.entries_per_row)
+        return ops.segment_pool_spaced(codes, offsets, self._sae.d_sae, self._pool)
 
 
 HostRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
@@ -89,7 +101,8 @@ def featurize_shard(
     """
     tokens, owner = read
     heads = np.diff(owner, prepend=-1)
-    gathered, room = _Gathered(), room or Room()
+    room = room or Room()
+    gathered = _Gathered(sae, settings, room)
     advance(sum(len(text) == 0 for text in tokens))
     lengths = [len(text) for text in tokens]
     groups = settings.layout.group(lengths, settings.tokens_per_batch)
@@ -108,13 +121,14 @@ def featurize_shard(
 
         def run(left: list[NDArray[np.int64]]) -> None:
             for rows, batch in zip(left, one_ahead(map(collate, left)), strict=True):
-                _featurize_batch(rows, batch, capture, sae, settings, room, gathered)
+                _featurize_batch(rows, batch, capture, sae, settings, gathered)
                 advance(int(heads[rows].sum()))
 
         def again(rows: NDArray[np.int64]) -> ops.SpacedRows:
-            return _with_room(collate(rows), capture, sae, settings, room)
+            return _with_room(collate(rows), capture, sae, room, gathered)
 
         split = run_halving(groups, lengths, settings.layout.group, run, lambda: len(gathered.batches))
+        gathered.held.flush()
         pooled = _fetch(gathered, again)
     features = _assemble(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
     if len(owner) > len(ids):
@@ -148,24 +162,19 @@ def read_tokens(texts: Sequence[Text], reader: Reader, settings: Settings) -> To
 
 
 def _featurize_batch(
-    rows: NDArray[np.int64],
-    batch: Batch,
-    capture: Capture,
-    sae: SAE,
-    settings: Settings,
-    room: Room,
-    gathered: _Gathered,
+    rows: NDArray[np.int64], batch: Batch, capture: Capture, sae: SAE, settings: Settings, gathered: _Gathered
 ) -> None:
     """Forward, encode, pool: device work only."""
     flat = _flat(capture(batch), sae)
-    codes = sae.encode_spaced(flat, batch.kept, room.entries_per_row)
-    pooled = ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool)
+    hidden = None
     if settings.keep_hidden:
         kept, lengths = flat.index_select(0, batch.kept).float(), upload(batch.offsets.diff(), flat.device)
         # unsafe: the lengths are not read back to be checked
-        gathered.hidden.append(torch.segment_reduce(kept, "mean", lengths=lengths, axis=0, unsafe=True))
+        hidden = torch.segment_reduce(kept, "mean", lengths=lengths, axis=0, unsafe=True)
+    gathered.held.add(flat, batch.kept, batch.offsets)
     # nothing behind this line can run out of memory: a batch is gathered whole or not at all
-    gathered.pooled.append(pooled)
+    if hidden is not None:
+        gathered.hidden.append(hidden)
     gathered.rows.append(rows)
     gathered.batches.append((len(rows), batch.input_ids.shape[1]))
 
@@ -175,13 +184,12 @@ def _flat(hidden: Tensor, sae: SAE) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1]) if not sae.flatten_heads else hidden.flatten(0, 1)
 
 
-def _with_room(batch: Batch, capture: Capture, sae: SAE, settings: Settings, room: Room) -> ops.SpacedRows:
+def _with_room(batch: Batch, capture: Capture, sae: SAE, room: Room, gathered: _Gathered) -> ops.SpacedRows:
     """The pooled rows of a batch whose codes found no room: the same pass again, with more room until it is enough."""
     try:
         flat = _flat(capture(batch), sae)
         while True:
-            codes = sae.encode_spaced(flat, batch.kept, room.entries_per_row)
-            pooled = ops.segment_pool_spaced(codes, batch.offsets, sae.d_sae, settings.pool)
+            pooled = gathered.encoded(flat, batch.kept, batch.offsets)
             if not bool((pooled.counts == OVERFLOWED).any()):
                 return pooled
             room.entries_per_row *= 2
@@ -233,6 +241,8 @@ def _fetch(gathered: _Gathered, again: Callable[[NDArray[np.int64]], ops.SpacedR
     try:
         rows = ops.SpacedRows.joined(gathered.pooled).to_csr()
     except CapacityError:
+        if len(gathered.pooled) != len(gathered.rows):  # encoded together on a CPU, whose backends have room for all
+            raise
         lacking = [n for n, pooled in enumerate(gathered.pooled) if bool((pooled.counts == OVERFLOWED).any())]
         for n in lacking:
             gathered.pooled[n] = again(gathered.rows[n])

@@ -26,6 +26,12 @@ class HostRead(AssertionError):
     pass
 
 
+@pytest.fixture(autouse=True)
+def _as_on_a_device(monkeypatch):
+    """No batch waits for others to be encoded with."""
+    monkeypatch.setattr("saerl_fast.extract.held.HELD_TOKENS", 0)
+
+
 class Guard(TorchDispatchMode):
     """Raises HostRead where an operation's result depends on a tensor's numbers in a way that the host must know."""
 

@@ -41,6 +41,7 @@ def libraries(tmp_path_factory):
 def device(libraries, monkeypatch):
     """The CUDA backends run here, as if tensors lay on a GPU."""
     emulated_device.use(monkeypatch, libraries)
+    monkeypatch.setattr("saerl_fast.extract.held.HELD_TOKENS", 0)
     monkeypatch.setattr("saerl_fast.extract.run.report_sanity", lambda *_: None)  # which decodes, and waits
     for op in ("topk_encode", "threshold_encode", "segment_pool"):
         monkeypatch.setitem(TABLE[op], "cuda", dataclasses.replace(TABLE[op]["cuda"], refuses=lambda _: None))
