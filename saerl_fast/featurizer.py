@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from saerl_fast.errors import InputError
-from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
+from saerl_fast.extract.arguments import ARGUMENTS, LongTexts, Pool
 from saerl_fast.extract.asked import asked
 from saerl_fast.extract.compiling import CompileWish
 from saerl_fast.extract.conversation import PoolOver
@@ -29,6 +29,7 @@ from saerl_fast.extract.settings import SHARD_ROWS, Request, job_fingerprint, na
 from saerl_fast.extract.tokens import Text, check_texts, refuse_long
 from saerl_fast.features import SparseFeatures
 from saerl_fast.formats import as_sae
+from saerl_fast.kinds import check_arguments
 from saerl_fast.sae import SAE
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def featurize(
     """
     given = locals()
     settings = {field.name: given[field.name] for field in fields(Request)}
-    check_arguments({name: value for name, value in given.items() if name not in settings and name != "texts"})
+    rest = {name: value for name, value in given.items() if name not in settings and name != "texts"}
+    check_arguments(rest, ARGUMENTS)
     if out is None and part is not None:
         raise InputError("part=(i, n) computes a share of a job into a folder; pass out=DIR too")
     if out is not None:
@@ -183,7 +185,7 @@ def find_task(
 
 
 def _read(texts: Any, model: Any, sae: Any, request: Request) -> _Given:
-    check_arguments({"model": model, "sae": sae})
+    check_arguments({"model": model, "sae": sae}, ARGUMENTS)
     rows = read_texts(texts, request.text_field, request.completion_field)
     check_texts(rows, request.pool_over)
     ids = check_ids(dataset_ids(texts) if request.ids is None else request.ids, len(rows))

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; rooms on one line do not import each other
 LAYERS = [
     ["errors"],
-    ["codes", "durable"],
+    ["codes", "durable", "kinds"],
     ["kernels"],
     ["ops"],
     ["sae", "features"],

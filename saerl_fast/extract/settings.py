@@ -12,13 +12,14 @@ import torch
 
 from saerl_fast import __version__
 from saerl_fast.errors import InputError
-from saerl_fast.extract.arguments import LongTexts, Pool, check_arguments
+from saerl_fast.extract.arguments import ARGUMENTS, LongTexts, Pool
 from saerl_fast.extract.compiling import CompileWish, Forward, choose_forward
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.loading import DeviceMap
 from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.tokens import Text
+from saerl_fast.kinds import check_arguments
 from saerl_fast.sae import SAE
 
 SHARD_ROWS = 1024
@@ -76,7 +77,7 @@ class Request(Reading):
     on_nonfinite: Literal["raise", "mark"] = "raise"
 
     def __post_init__(self) -> None:
-        for name, value in check_arguments(vars(self)).items():
+        for name, value in check_arguments(vars(self), ARGUMENTS).items():
             object.__setattr__(self, name, value)
 
     @property

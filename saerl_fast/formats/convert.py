@@ -13,14 +13,26 @@ import torch
 from torch import Tensor
 
 from saerl_fast.errors import FormatError
-from saerl_fast.formats.load import PICKLED, load_sae
+from saerl_fast.formats.load import LOADING, PICKLED, check_notes, load_sae
 from saerl_fast.formats.sae_lens import save_sae
 from saerl_fast.formats.sae_lens_config import check_metadata
 from saerl_fast.formats.safetensors_file import read_json
 from saerl_fast.formats.torch_file import read_torch_file
+from saerl_fast.kinds import SWITCH, check_arguments, is_path, one_of, whole
+from saerl_fast.kinds import Kind as ArgumentKind
 from saerl_fast.sae import SAE, Kind
+from saerl_fast.sae.autoencoder import KINDS
 
 CONFIG_FILE = "config.json"
+CONVERTING: Mapping[str, ArgumentKind] = {
+    "source": ArgumentKind("a .pt file, a folder with one, or the folder of an SAE", is_path),
+    "target": ArgumentKind("a folder to write", is_path),
+    "kind": one_of(KINDS).or_none,
+    "k": whole(1).or_none,
+    "apply_b_dec": SWITCH.or_none,
+    "metadata": LOADING["metadata"],
+}
+"""What each argument of convert may be."""
 _NAMES = {
     "w_enc": ("W_enc", "encoder.weight"),
     "w_dec": ("W_dec", "decoder.weight"),
@@ -72,12 +84,13 @@ def convert(
         ``load_sae`` reads. Torch files are read as data: opcodes are walked, nothing in them is run.
     kind, k, apply_b_dec, metadata: what the files do not say, or say wrongly. They win over the files.
 
-    Raises UnsafeFileError for a file with anything but tensors in it, FormatError for tensors that make no SAE or
-    where a setting is needed that nothing says.
+    Raises DtypeError or InputError for an argument of another type or out of range, UnsafeFileError for a file with
+    anything but tensors in it, FormatError for tensors that make no SAE or where a setting is needed that nothing says.
     """
+    given = {"source": source, "target": target, "kind": kind, "k": k, "apply_b_dec": apply_b_dec, "metadata": metadata}
+    plain = check_arguments(given, CONVERTING)
     path = Path(source)
-    asked = Rule(kind, k, apply_b_dec, dict(metadata or {}))
-    check_metadata(source, dict(asked.metadata))
+    asked = Rule(kind, plain["k"], plain["apply_b_dec"], check_notes(metadata))
     _refuse_other(path)
     file = path if path.is_file() else _torch_file_in(path)
     if file is None:

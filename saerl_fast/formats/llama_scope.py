@@ -1,8 +1,16 @@
-"""Llama Scope: ``hyperparams.json`` and ``checkpoints/final.safetensors``, JumpReLU with one threshold for all.
+"""Llama Scope: ``hyperparams.json`` and ``checkpoints/final.safetensors``, JumpReLU with one threshold t for all.
 
-It was trained on x s with s = sqrt(D) / (mean |x| of its data). The scale is folded: W_enc is multiplied by s, W_dec
-and b_dec are divided by it; b_enc stays. The threshold is multiplied by s too: the published number is one for
-unscaled activations.
+It was trained on x s, s = sqrt(D) / (mean |x| of its data), to give back y r, r = sqrt(D) / (mean |y|); y is x, but for
+a transcoder. With h = W_enc (x s) + b_enc, latent j is active where
+
+    h_j |W_dec_j| / r > t      with sparsity_include_decoder_norm (published files have it)
+    h_j / s > t                without
+
+as OpenMOSS's own inference folds its parameters (standardize_parameters_of_dataset_norm, then unit decoder norms): t is
+for unscaled activations. Features are h, as sae-lens has them; it leaves |W_dec_j| out: where rows of W_dec are
+not of norm one, other latents are active there.
+
+Here s is multiplied into W_enc, r divided out of W_dec and b_dec, and each latent gets a threshold of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saerl_fast.errors import FormatError
 from saerl_fast.formats.sae_lens_config import check_metadata
@@ -20,6 +29,13 @@ from saerl_fast.sae import SAE
 CONFIG_FILE = "hyperparams.json"
 WEIGHTS_FILE = "checkpoints/final.safetensors"
 _TENSORS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+# what another value of a setting would change, and nothing here would do
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "use_glu_encoder": (False, None),
+    "act_fn": ("jumprelu", "relu"),
+    "norm_activation": ("dataset-wise",),
+    "apply_decoder_bias_to_pre_encoder": (False, None),
+}
 
 
 def read_folder(folder: Path) -> SAE:
@@ -31,47 +47,67 @@ def read_folder(folder: Path) -> SAE:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise FormatError(f"{folder}: {name} holds NaN or infinity")
-    if config.get("use_glu_encoder") or str(config.get("act_fn", "jumprelu")).lower() not in ("jumprelu", "relu"):
-        raise FormatError(f"{folder}: only plain encoders with act_fn jumprelu or relu are supported")
-    place = config.get("hook_point_in")
-    if config.get("hook_point_out", place) != place:
-        raise FormatError(
-            f"{folder}: reads {place!r:.80} and writes {config['hook_point_out']!r:.80}; transcoders of this format "
-            "are not supported, only SAEs with one hook point"
-        )
+    for name, served in _ONLY.items():
+        found = config.get(name, served[0])
+        if (found.lower() if isinstance(found, str) else found) not in served:
+            raise FormatError(f"{folder}: {name} {found!r:.80} is not supported; supported is {served[0]!r}")
     d_in, d_sae = config.get("d_model"), config.get("d_sae")
-    w_enc = tensors["encoder.weight"]
-    if list(w_enc.shape) != [d_sae, d_in]:
+    if list(tensors["encoder.weight"].shape) != [d_sae, d_in]:
         raise FormatError(
             f"{folder}: encoder.weight must be [d_sae, d_model] = {[d_sae, d_in]} as {CONFIG_FILE} says; "
-            f"got {list(w_enc.shape)}"
+            f"got {list(tensors['encoder.weight'].shape)}"
         )
-    average = config.get("dataset_average_activation_norm")
-    norm = _positive(
-        folder, "dataset_average_activation_norm", average.get("in") if isinstance(average, dict) else None
-    )
-    theta = config.get("jump_relu_threshold")
-    theta = 0.0 if theta == 0 else _positive(folder, "jump_relu_threshold", theta)
-    scale = w_enc.shape[1] ** 0.5 / norm
+    reads = config.get("hook_point_in")
+    writes = config.get("hook_point_out", reads)
+    transcoder = writes != reads
     metadata = {
         "format": "llama_scope",
         "model_name": config.get("model_name") or "meta-llama/Llama-3.1-8B",
-        "hook_name": place,
+        "hook_name": reads,
+        **({"hook_name_out": writes} if transcoder else {}),
         "context_size": 1024,
         "prepend_bos": True,
     }
     check_metadata(folder, metadata)
+    average = config.get("dataset_average_activation_norm")
+    inner = _scale(folder, average, "in", tensors["encoder.weight"].shape[1])
+    outer = _scale(folder, average, "out", len(tensors["decoder.bias"].flatten())) if transcoder else inner
     # in float32: the published weights are bfloat16, and the product of two such numbers is not
+    w_dec = tensors["decoder.weight"].float().t().contiguous()
     return SAE(
-        w_enc=w_enc.float() * scale,
+        w_enc=tensors["encoder.weight"].float() * inner,
         b_enc=tensors["encoder.bias"].float(),
-        w_dec=(tensors["decoder.weight"].float() / scale).t().contiguous(),
-        b_dec=tensors["decoder.bias"].float() / scale,
+        w_dec=w_dec / outer,
+        b_dec=tensors["decoder.bias"].float() / outer,
         kind="jumprelu",
-        threshold=torch.full((len(w_enc),), theta * scale),
+        threshold=_thresholds(folder, config, w_dec, inner, outer),
         apply_b_dec=False,
+        transcoder=transcoder,
         metadata=metadata,
     )
+
+
+def _thresholds(folder: Path, config: dict[str, Any], w_dec: Tensor, inner: float, outer: float) -> Tensor:
+    """What h must exceed, by latent. One without a decoder gives nothing back and is never active, as at OpenMOSS."""
+    theta = config.get("jump_relu_threshold")
+    if theta != 0 or isinstance(theta, bool):
+        theta = _positive(folder, "jump_relu_threshold", theta)
+    if str(config.get("act_fn", "jumprelu")).lower() == "relu":
+        theta = 0.0
+    counts = config.get("sparsity_include_decoder_norm", False)
+    if not isinstance(counts, bool):
+        raise FormatError(f"{folder}: sparsity_include_decoder_norm must be true or false; got {counts!r:.80}")
+    if not counts:
+        return torch.full((len(w_dec),), theta * inner)
+    lengths = torch.linalg.vector_norm(w_dec, dim=1)
+    most = torch.finfo(lengths.dtype).max
+    return torch.where(lengths > 0, theta * outer / lengths, most).clamp(max=most)
+
+
+def _scale(folder: Path, average: Any, side: str, width: int) -> float:
+    """sqrt(width) over the mean length of the activations of one side."""
+    found = average.get(side) if isinstance(average, dict) else None
+    return float(width**0.5 / _positive(folder, f"dataset_average_activation_norm[{side!r}]", found))
 
 
 def _positive(folder: Path, name: str, found: Any) -> float:

@@ -15,10 +15,13 @@ from saerl_fast.durable import replace
 from saerl_fast.errors import FormatError
 from saerl_fast.formats.sae_lens_config import ARCHITECTURES, NORMS, Architecture, architecture_of, modern_config
 from saerl_fast.formats.safetensors_file import read_json, read_tensors
+from saerl_fast.kinds import Kind, check_arguments, instance, is_path
 from saerl_fast.sae import SAE
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+SAVING = {"sae": instance("an SAE", SAE), "path": Kind("a folder to write", is_path)}
+"""What each argument of save_sae may be."""
 SAE_LENS_VERSION = "6.54.12"
 
 _NAMES = {"b_enc": "b_enc", "threshold": "threshold", "r_mag": "r_mag", "b_mag": "b_mag", "W_skip": "w_skip"}
@@ -73,6 +76,7 @@ def save_sae(sae: SAE, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save
 
+    check_arguments({"sae": sae, "path": path}, SAVING)
     folder = Path(path)
     config = _config(sae)
     folder.mkdir(parents=True, exist_ok=True)

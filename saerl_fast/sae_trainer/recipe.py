@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saerl_fast.errors import InputError
-from saerl_fast.extract.arguments import ARGUMENTS, instance, is_number, one_of, whole
-from saerl_fast.extract.arguments import Kind as ArgumentKind
+from saerl_fast.extract.arguments import ARGUMENTS
+from saerl_fast.kinds import Kind as ArgumentKind
+from saerl_fast.kinds import instance, is_number, one_of, whole
 
 Kind = Literal["topk", "batchtopk"]
 KINDS: tuple[Kind, ...] = ("topk", "batchtopk")

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from saerl_fast import __version__
 from saerl_fast.durable import enter_manifest, read_object, remove, replace, sole_writer
 from saerl_fast.errors import CorruptStoreError, InputError, JobMismatchError
-from saerl_fast.extract.arguments import check_arguments
 from saerl_fast.extract.hooks import Hook, block_output, parse_hook
 from saerl_fast.extract.inputs import read_texts
 from saerl_fast.extract.reader import Reader, open_reader
@@ -35,6 +34,7 @@ from saerl_fast.extract.stream import ActivationStream, read_rows
 from saerl_fast.extract.tokens import Text, check_texts
 from saerl_fast.formats import load_sae
 from saerl_fast.formats.sae_lens import CONFIG_FILE
+from saerl_fast.kinds import check_arguments
 from saerl_fast.sae import SAE, SAESanity, sanity
 from saerl_fast.sae_trainer.fit import CHECKPOINT, export, fit, need_sae_lens
 from saerl_fast.sae_trainer.recipe import TRAINING, Kind, Recipe

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+from dataclasses import replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from saerl_fast.errors import DiskFullError, FormatError, MissingDependency, UnsafeFileError
-from saerl_fast.formats import load_sae, save_sae
+from saerl_fast.formats import load_sae, registry, save_sae
 from saerl_fast.formats.convert import convert
 from tests import tiny
 from tests.test_sae import dense
@@ -254,39 +255,12 @@ def llama_folder(folder, dtype=torch.bfloat16, **changes):
     save_file(tensors, folder / "checkpoints" / "final.safetensors")
     config = {
         "d_model": WIDTH, "d_sae": LATENTS, "jump_relu_threshold": 0.9, "hook_point_in": "blocks.15.hook_resid_post",
-        "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+        "hook_point_out": "blocks.15.hook_resid_post", "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+        "act_fn": "jumprelu", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True,
+        "use_glu_encoder": False, "apply_decoder_bias_to_pre_encoder": False, "use_decoder_bias": True, "top_k": 50,
     } | changes  # fmt: skip
     (folder / "hyperparams.json").write_text(json.dumps(config))
     return {name: tensor.double() for name, tensor in tensors.items()}
-
-
-def test_llama_scope_folds_its_norm_and_its_threshold(tmp_path):
-    tensors = llama_folder(tmp_path / "sae")
-    scale = WIDTH**0.5 / 9.0
-    wanted = jumprelu_formula(rows() * scale, tensors["encoder.weight"].t(), tensors["encoder.bias"], 0.9 * scale)
-    ours = load_sae(tmp_path / "sae")
-    assert_same(features(ours, rows()), wanted)
-    # the decoder gives back unscaled activations
-    decoded = (wanted @ tensors["decoder.weight"].t() + tensors["decoder.bias"]) / scale
-    torch.testing.assert_close(ours.decode(ours.encode(rows())).double(), decoded, rtol=1e-4, atol=1e-4)
-    assert ours.hook_name == "blocks.15.hook_resid_post"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dataset_average_activation_norm": None}, "dataset_average_activation_norm must be a positive number"),
-        ({"dataset_average_activation_norm": {"in": 0}}, "must be a positive number; got 0"),
-        ({"jump_relu_threshold": "x"}, "jump_relu_threshold must be a positive number"),
-        ({"d_sae": 95}, r"\[d_sae, d_model\] = \[95, 32\]"),
-        ({"use_glu_encoder": True}, "only plain encoders"),
-        ({"hook_point_out": "blocks.15.hook_mlp_out"}, "transcoders of this format are not supported"),
-    ],
-)
-def test_llama_scope_settings_that_cannot_be_served_are_named(tmp_path, changes, message):
-    llama_folder(tmp_path / "sae", **changes)
-    with pytest.raises(FormatError, match=message):
-        load_sae(tmp_path / "sae")
 
 
 # ---- .pt files, by way of convert ----
@@ -453,15 +427,69 @@ def qwen_id():
     return next(iter(get_pretrained_saes_directory()[qwen_release()].saes_map))
 
 
-def test_every_loader_of_sae_lens_that_unpickles_is_kept_away():
+def test_of_the_loaders_of_sae_lens_those_that_unpickle_are_kept_away_and_no_others():
     loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
     import inspect
 
-    from saerl_fast.formats.registry import _READS_NO_PICKLE
+    unpickles = {
+        name
+        for name, loader in loaders.NAMED_PRETRAINED_SAE_LOADERS.items()
+        if re.search(r"torch\.load\(|pickle|allow_pickle", inspect.getsource(loader))
+    }
+    served = registry._READS_NO_PICKLE | set(registry._READ_HERE)
+    assert served == set(loaders.NAMED_PRETRAINED_SAE_LOADERS) - unpickles
+    assert not registry._READS_NO_PICKLE & set(registry._READ_HERE)
 
-    for name, loader in loaders.NAMED_PRETRAINED_SAE_LOADERS.items():
-        unpickles = re.search(r"torch\.load\(|pickle|allow_pickle", inspect.getsource(loader))
-        assert not (unpickles and name in _READS_NO_PICKLE), name
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A repository of the hub in a folder, and a release of sae-lens's registry that points there."""
+    directory = pytest.importorskip("sae_lens.loading.pretrained_saes_directory")
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked = []
+
+    def download(repository, path):
+        asked.append((repository, path))
+        if not (tmp_path / path).exists():
+            raise EntryNotFoundError(path)
+        return str(tmp_path / path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    known = directory.get_pretrained_saes_directory()
+
+    def release(loader, folder):
+        entry = replace(
+            known["llama_scope_lxr_8x"], conversion_func=loader, saes_map={"x": folder}, expected_l0={"x": 31.0}
+        )
+        monkeypatch.setitem(known, "llama_scope_lxr_8x", entry)
+
+    return tmp_path, release, asked
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_release_in_the_form_of_sparsify_is_read_here(hub, beside, caplog):
+    # sae-lens's own loader cannot read what is published, and is no reader of pickles either
+    home, release, asked = hub
+    sparsify_folder(home / "run" / "layers.4")
+    if beside:
+        (home / "run" / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-160m", "ctx_len": 99}))
+    release("sparsify", "run/layers.4")
+    ours = load_sae("llama_scope_lxr_8x/x")
+    assert ours.weights_hash() == load_sae(home / "run" / "layers.4").weights_hash()
+    assert (ours.hook_name, ours.metadata["l0"]) == ("model.layers.4", 31)
+    assert (ours.model_name, ours.context_size) == (("EleutherAI/pythia-160m", 99) if beside else (None, None))
+    assert ("has no config.json in 'run'" in caplog.text) != beside
+    assert {path for _, path in asked} == {"run/layers.4/cfg.json", "run/layers.4/sae.safetensors", "run/config.json"}
+
+
+def test_a_release_of_llama_scope_is_what_its_folder_is(hub):
+    home, release, asked = hub
+    llama_folder(home / "L15R")
+    release("llama_scope", "L15R")
+    assert load_sae("llama_scope_lxr_8x/x").weights_hash() == load_sae(home / "L15R").weights_hash()
+    assert [path for _, path in asked] == ["L15R/hyperparams.json", "L15R/checkpoints/final.safetensors"]
+    assert {repository for repository, _ in asked} == {"fnlp/Llama3_1-8B-Base-LXR-8x"}
 
 
 def test_no_room_for_an_sae_is_a_full_disk(tmp_path):
