@@ -46,6 +46,15 @@ CAUSAL = {
 ENCODERS = {
     "bert": _BASE,
     "roberta": {**_BASE, "max_position_embeddings": 67},
+    "distilbert": {
+        "vocab_size": 400,
+        "dim": tiny.WIDTH,
+        "n_layers": tiny.LAYERS,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 2,
+    },
     "modernbert": {
         **_BASE,
         "local_attention": 8,
@@ -100,6 +109,15 @@ PLACES = {
     },
     "bert": BERT_LIKE,
     "roberta": BERT_LIKE,
+    "distilbert": {
+        "resid_pre": ("", "input"),
+        "resid_mid": ("sa_layer_norm", "output"),
+        "resid_post": ("", "output"),
+        "attn_out": ("attention.out_lin", "output"),
+        "attn_z": ("attention.out_lin", "input"),
+        "mlp_in": ("ffn", "input"),
+        "mlp_out": ("ffn.lin2", "output"),
+    },
     "modernbert": {
         **LLAMA_LIKE,
         "resid_mid": ("mlp_norm", "input"),
@@ -123,6 +141,7 @@ BLOCKS = {
     "gpt_neox": "gpt_neox.layers",
     "bert": "encoder.layer",
     "roberta": "encoder.layer",
+    "distilbert": "transformer.layer",
     "modernbert": "layers",
 }
 """Where the list of blocks is; model.layers elsewhere."""

@@ -80,13 +80,28 @@ def encode_conversation(messages: Sequence[Message], wanted: Collection[int], to
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError("chat messages need a tokenizer with a chat template; this one has none. Hand in strings")
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    rendered = _render(messages, tokenizer)
     pieces = _cut_at_contents(rendered, messages, tokenizer)
     if pieces is None:
         return _encode_rewritten(rendered, len(wanted) == len(messages), tokenizer)
     if tokenizer.is_fast and not _names_control_token(pieces, tokenizer):
         return _encode_whole(rendered, pieces, wanted, tokenizer)
     return _encode_pieces(pieces, wanted, tokenizer)
+
+
+def _render(messages: Sequence[Message], tokenizer: Any) -> str:
+    """The conversation as the template writes it; InputError, with its words, where it refuses to."""
+    from jinja2 import TemplateError
+
+    try:
+        rendered: str = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(str(message["role"]) for message in messages[:8])
+        begins = next(iter(spoken(messages)), "")
+        raise InputError(
+            f"the chat template does not take a conversation of {roles} that begins {begins!r:.60}: {error}"
+        ) from error
+    return rendered
 
 
 def _encode_rewritten(rendered: str, all_wanted: bool, tokenizer: Any) -> Encoded:
@@ -144,7 +159,7 @@ def _cut_at_contents(rendered: str, messages: Sequence[Message], tokenizer: Any)
     """
     contents = _contents(messages)
     markers = [f"\ue000{number}\ue001" for number in range(len(contents))]
-    marked = tokenizer.apply_chat_template(_with_contents(messages, markers), tokenize=False)
+    marked = _render(_with_contents(messages, markers), tokenizer)
     between = _split_at(marked, markers)
     for spell in (str.strip, str):
         spelled = [(spell(content), number) for content, number in contents]

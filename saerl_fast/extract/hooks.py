@@ -39,8 +39,12 @@ REFUSED = {
 
 EMBEDDINGS = ("hook_embed", "embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
 
-_SAE_LENS = re.compile(r"^blocks\.(\d+)\.((?:\w+\.)*hook_\w+)$")
-_IN_BLOCK = re.compile(r"^(?:\w+\.)*?(?:blocks|layers|layer|h|block)\.(\d+)((?:\.\w+)*)$")
+OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
+"""What stands in the names of the parts of a multimodal model that are not run."""
+
+_SAE_LENS = re.compile(r"blocks\.(\d+)\.((?:\w+\.)*hook_\w+)")
+_EMBEDDING = re.compile(rf"(?:[a-zA-Z_]\w*\.)*(?:{'|'.join(EMBEDDINGS)})(?:\.output)?")
+_IN_BLOCK = re.compile(r"((?:\w+\.)*?)(?:blocks|layers|layer|h|block)\.(\d+)((?:\.\w+)*)")
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ def parse_hook(name: str) -> Hook:
 
     Raises InputError for a name of neither kind, and for points that Hugging Face models do not have.
     """
-    if name.removesuffix(".output").rsplit(".", 1)[-1] in EMBEDDINGS:
+    if _EMBEDDING.fullmatch(name):
         return Hook("embed", 0)
-    if (named := _SAE_LENS.match(name)) is not None:
+    if (named := _SAE_LENS.fullmatch(name)) is not None:
         layer, inside = int(named[1]), named[2]
         if inside in REFUSED:
             raise InputError(f"hook {name!r} is not supported: {REFUSED[inside]}")
@@ -99,8 +103,10 @@ def parse_hook(name: str) -> Hook:
                 f"hook {name!r} is not supported; of a block, {[*POINTS]} are. Or name a module by its path"
             )
         return _canonical(Hook(POINTS[inside], layer))
-    if (found := _IN_BLOCK.match(name)) is not None:
-        layer, path = int(found[1]), found[2].removeprefix(".")
+    if (found := _IN_BLOCK.fullmatch(name)) is not None:
+        if any(tower in found[1] for tower in OTHER_TOWERS):
+            raise InputError(f"hook {name!r} lies outside the text model, the only part of a model that is read")
+        layer, path = int(found[2]), found[3].removeprefix(".")
         side: Side = "input" if path.rsplit(".", 1)[-1] == "input" else "output"
         path = re.sub(r"\.?\b(input|output)$", "", path)
         if path:
@@ -147,6 +153,7 @@ PLACES: dict[Point, tuple[Place, ...]] = {
         Place("attn.Wo", "input"),
         Place("attention.dense", "input"),
         Place("attention.output.dense", "input"),
+        Place("attention.out_lin", "input"),
     ),
     # the first norm behind attention; where the norms stand behind (OLMo 2), the MLP reads the stream itself
     "resid_mid": (
@@ -155,6 +162,7 @@ PLACES: dict[Point, tuple[Place, ...]] = {
         Place("intermediate", "input"),
         Place("ln_2", "input"),
         Place("mlp_norm", "input"),
+        Place("ffn", "input", beside="sa_layer_norm"),
         Place("post_attention_layernorm", "input"),
     ),
     # the norm in front of the MLP, whose input is normed once more without its weights (norms.py)
@@ -164,11 +172,16 @@ PLACES: dict[Point, tuple[Place, ...]] = {
         Place("mlp_norm", "input"),
         Place("post_attention_layernorm", "input", without="post_feedforward_layernorm"),
     ),
-    "mlp_in": (Place("mlp", "input"), Place("intermediate", "input")),
+    "mlp_in": (
+        Place("mlp", "input"),
+        Place("intermediate", "input"),
+        Place("ffn", "input", beside="sa_layer_norm"),
+    ),
     "mlp_out": (
         Place("post_feedforward_layernorm", "output"),
         Place("mlp", "output"),
         Place("output.dense", "output", beside="intermediate"),
+        Place("ffn", "output", beside="sa_layer_norm"),
     ),
 }
 
@@ -178,6 +191,11 @@ def find_module(model: nn.Module, hook: Hook) -> tuple[nn.Module, Side]:
 
     Raises ModelMismatchError, with what was found, where the model has no such place.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelMismatchError(
+            f"{type(model).__name__} has an encoder and a decoder, and a hook does not say which; models of one list "
+            "of blocks are read, such as T5EncoderModel"
+        )
     if hook.point == "embed":
         found: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         return found, "output"
@@ -203,7 +221,8 @@ def _find_in_block(model: nn.Module, block: nn.Module, hook: Hook) -> tuple[nn.M
         fits = not place.beside or place.beside in inside
         if fits and place.path in inside and not (place.without and place.without in inside):
             return inside[place.path], place.side
-    if hook.point == "mlp_normed" and ("post_feedforward_layernorm" in inside or "intermediate" in inside):
+    behind = ("post_feedforward_layernorm", "intermediate", "sa_layer_norm")
+    if hook.point == "mlp_normed" and any(norm in inside for norm in behind):
         raise ModelMismatchError(
             f"{hook}: the norms of {type(model).__name__} stand behind attention and MLP; the MLP reads the stream as "
             "it is"

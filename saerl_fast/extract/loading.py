@@ -57,6 +57,7 @@ def load_blocks(
     if device_map is not None and find_spec("accelerate") is None:
         raise MissingDependency("device_map needs accelerate: pip install 'saerl-fast[rl]'")
     target = _device(device)
+    _check_placing(device_map)
     _refuse_absent(name)
     try:
         config = AutoConfig.from_pretrained(name)
@@ -72,6 +73,10 @@ def load_blocks(
             )
         except (OSError, ValueError) as error:
             raise InputError(f"{name}: transformers cannot load the model: {error}") from error
+        except KeyError as error:  # a device_map that leaves parts out
+            if device_map is None:
+                raise
+            raise InputError(f"{name}: device_map gives no device for {error.args[0] or 'the model'!r}") from error
     _check_complete(model, found["missing_keys"], name)
     return (model if placing else model.to(target)).eval()  # type: ignore[no-any-return]
 
@@ -155,6 +160,22 @@ def _device(wanted: torch.device | str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {wanted!r} was asked for, but torch sees no CUDA device")
     return device
+
+
+def _check_placing(device_map: DeviceMap | None) -> None:
+    """Raise InputError for a device that is not there; the words (auto, disk) are left to transformers."""
+    if not isinstance(device_map, Mapping):
+        return
+    for part, wanted in device_map.items():
+        if wanted == "disk":
+            continue
+        try:
+            device = torch.device("cuda", wanted) if isinstance(wanted, int) else torch.device(wanted)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"device_map puts {part or 'the model'!r} on {wanted!r}, which is no device") from error
+        seen = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= seen:
+            raise InputError(f"device_map puts {part or 'the model'!r} on {wanted!r}; torch sees {seen} CUDA devices")
 
 
 def load_tokenizer(name: str | os.PathLike[str], **settings: Any) -> Any:

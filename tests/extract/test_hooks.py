@@ -55,6 +55,10 @@ def test_names(name, hook):
         ("blocks.3.attn.hook_q", r"of a block, \['hook_resid_pre'"),
         ("hook_pos_embed", "neither a sae-lens name"),
         ("model.norm", "neither a sae-lens name"),
+        ("blocks.3.hook_embed", r"of a block, \['hook_resid_pre'"),
+        ("model.layers.3\n", "neither a sae-lens name"),
+        ("vision_tower.vision_model.encoder.layers.3", "lies outside the text model"),
+        ("model.visual.blocks.3.mlp", "lies outside the text model"),
         ("blocks.x.hook_resid_post", "neither a sae-lens name"),
         ("", "neither a sae-lens name"),
     ],
@@ -127,7 +131,7 @@ def test_the_last_block_is_read_before_the_final_norm(full):
     model = families.model(family)
     last = read(model, block_output(tiny.LAYERS - 1), text)
     norms = {"gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm", "modernbert": "final_norm"}
-    if family in ("bert", "roberta"):  # no norm behind the blocks
+    if family in ("bert", "roberta", "distilbert"):  # no norm behind the blocks
         assert torch.equal(last, states[-1])
         return
     norm = model.get_submodule(norms.get(family, "model.norm"))
@@ -139,11 +143,15 @@ def test_the_last_block_is_read_before_the_final_norm(full):
 def test_attention_and_mlp_out_are_what_is_added_to_the_stream(full):
     family, _, places, _ = full
     close = {"rtol": 1e-5, "atol": 1e-5}
-    if family in ("bert", "roberta"):  # the sum goes through a norm before it is the stream again
-        block = families.model(family).get_submodule(f"encoder.layer.{LAYER}")
+    if family in ("bert", "roberta", "distilbert"):  # the sum goes through a norm before it is the stream again
+        block = families.model(family).get_submodule(f"{families.blocks_path(family)}.{LAYER}")
+        norms = ("attention.output.LayerNorm", "output.LayerNorm")
+        first, second = map(
+            block.get_submodule, ("sa_layer_norm", "output_layer_norm") if family == "distilbert" else norms
+        )
         with torch.inference_mode():
-            mid = block.attention.output.LayerNorm(places["attn_out"] + places["resid_pre"])
-            post = block.output.LayerNorm(places["mlp_out"] + places["resid_mid"])
+            mid = first(places["attn_out"] + places["resid_pre"])
+            post = second(places["mlp_out"] + places["resid_mid"])
         torch.testing.assert_close(mid, places["resid_mid"], **close)
         torch.testing.assert_close(post, places["resid_post"], **close)
         return
@@ -170,6 +178,18 @@ def test_layers_and_places_that_are_not_there_are_named():
         find_module(model, block_output(4))
     with pytest.raises(ModelMismatchError, match=r"looked for \['mlp.gate'\] in a block of Llama.*'mlp.down_proj'"):
         find_module(model, parse_hook("model.layers.1.mlp.gate"))
+
+
+def test_an_encoder_with_a_decoder_is_refused_and_not_read_in_the_wrong_one():
+    from transformers import BartConfig, BartModel
+
+    sizes = {"vocab_size": 400, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
+    sizes |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in
+              (("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+    model = BartModel(BartConfig(**sizes)).eval()
+    for name in ("encoder.layers.1", "decoder.layers.1", "hook_embed"):
+        with pytest.raises(ModelMismatchError, match="BartModel has an encoder and a decoder"):
+            find_module(model, parse_hook(name))
 
 
 def test_a_block_of_unknown_structure_is_shown():

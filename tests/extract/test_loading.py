@@ -187,6 +187,31 @@ def test_a_device_map_gives_the_same_bits(device_map, sharded):
     assert torch.equal(read(loaded, block_output(1), texts()), read(families.model("llama"), block_output(1), texts()))
 
 
+def test_a_device_map_of_the_model_with_its_head_will_do(sharded):
+    """As a causal LM names its parts, head and blocks above the hook included."""
+    parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    parts |= {f"model.layers.{number}": "cpu" for number in range(tiny.LAYERS)}
+    loaded = load_blocks(str(sharded("llama")), 1, device_map=parts)
+    assert torch.equal(read(loaded, block_output(1), texts()), read(families.model("llama"), block_output(1), texts()))
+
+
+@pytest.mark.parametrize(
+    ("device_map", "message"),
+    [
+        ({"": "cuda:99"}, "puts 'the model' on 'cuda:99'; torch sees"),
+        ({"layers.0": 99, "": "cpu"}, "puts 'layers.0' on 99; torch sees"),
+        ({"": "cpux"}, "on 'cpux', which is no device"),
+        ({"": None}, "on None, which is no device"),
+        ({}, "gives no device for 'the model'"),
+        ({"": "disk"}, "weights are not in memory"),
+        ("everywhere", "transformers cannot load the model"),
+    ],
+)
+def test_a_device_map_that_cannot_be(device_map, message, sharded):
+    with pytest.raises(InputError, match=message):
+        load_blocks(str(sharded("llama")), 1, device_map=device_map)
+
+
 @pytest.mark.parametrize("point", ["hook_resid_pre", "hook_resid_post", "attn.hook_z", "hook_mlp_out"])
 def test_early_exit_inside_a_model_dispatched_by_accelerate(point):
     """On several devices accelerate wraps every part's forward to move its inputs; here two parts, both on the CPU."""

@@ -110,8 +110,8 @@ def test_gains_of_zero_and_of_one_are_told_apart_whatever_the_weights_are():
 
 
 def test_where_no_norm_stands_before_the_mlp_the_reason_is_said():
-    assert set(families.FAMILIES) - set(NORMS) == {"olmo2", "bert", "roberta"}
-    for family in ("olmo2", "bert", "roberta"):
+    assert set(families.FAMILIES) - set(NORMS) == {"olmo2", "bert", "roberta", "distilbert"}
+    for family in ("olmo2", "bert", "roberta", "distilbert"):
         with pytest.raises(ModelMismatchError, match=r"norms of \w+ stand behind attention and MLP; the MLP reads the"):
             find_module(families.model(family), parse_hook(HOOK))
 

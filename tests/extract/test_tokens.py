@@ -119,3 +119,23 @@ def test_collate_marks_what_is_pooled_whatever_the_pad_id(side):
     assert batch.left_padded == (side == "left")
     first = batch.position_ids[1][batch.attention_mask[1].bool()]
     assert first.tolist() == list(range(len(tokens[1])))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}",
+            "a conversation of assistant, user that begins 'a train': roles must alternate",
+        ),
+        ("{{ messages[0]['name']['first'] }}", "has no attribute"),
+        ("{{ messages[0]['content'] + 3 }}", "can only concatenate str"),
+        ("{% for m in messages %", "unexpected 'end of template'"),
+    ],
+)
+def test_a_template_that_refuses_is_named_with_its_words(template, message):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = template
+    chat = [{"role": "assistant", "content": "a train"}, {"role": "user", "content": "b"}]
+    with pytest.raises(InputError, match=message):
+        tokenize([chat], tokenizer, 64)
