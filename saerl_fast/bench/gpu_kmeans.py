@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from saerl_fast import ops
-from saerl_fast.bench import proof
+from saerl_fast.bench import flash_kmeans, proof
 from saerl_fast.bench.contest import Call, Contest, Verdict
 from saerl_fast.bench.data import mean_centroids, pooled_rows
 from saerl_fast.bench.gpu_data import repeated
@@ -59,7 +59,7 @@ def kmeans_iter(rows: int, latents: int, clusters: int, density: float, device: 
 
 
 def kmeans_iter_dense(rows: int, columns: int, clusters: int, device: torch.device) -> Contest:
-    """Dense rows, as projection leaves them, against chunks with cuBLAS, argmin and index_add."""
+    """Dense rows, as projection leaves them, against chunks with cuBLAS, argmin and index_add, and flash-kmeans."""
     generator = torch.Generator(device).manual_seed(10)
     middles = torch.randn(clusters, columns, device=device, generator=generator)
     x = middles.repeat(-(-rows // clusters), 1)[:rows] + torch.randn(rows, columns, device=device, generator=generator)
@@ -79,13 +79,27 @@ def kmeans_iter_dense(rows: int, columns: int, clusters: int, device: torch.devi
         sums = torch.zeros_like(centroids).index_add_(0, labels, x)
         return labels, sums, torch.bincount(labels, minlength=clusters)
 
+    other = proved_flash_kmeans(x, centroids)
+    further, said = (other, "proved") if isinstance(other, dict) else ({}, other)
     return Contest(
         ours=ours,
-        baselines=_precisions("cuBLAS and argmin", in_chunks),
+        baselines=_precisions("cuBLAS and argmin", in_chunks) | further,
         prove=lambda result: _proved_dense(result, x, centroids),
         backend=f"{backend_on(device, 'kmeans_assign')}, {backend_on(device, 'kmeans_update')}",
-        facts=left_open(x, centroids),
+        facts=left_open(x, centroids) | {"flash_kmeans": said},
     )
+
+
+def proved_flash_kmeans(x: Tensor, centroids: Tensor) -> dict[str, Call] | str:
+    """flash-kmeans as a baseline, or why it is none: not here, not running here, or wrong."""
+    if reason := flash_kmeans.missing(x.device):
+        return reason
+    try:
+        call = flash_kmeans.iteration(x, centroids)
+        reason = flash_kmeans.wrong(call(), x, centroids, sample_of(len(x), x.device))
+    except Exception as error:  # noqa: BLE001 (what another package raises is one baseline less, and said)
+        reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    return f"left out, {reason}" if reason else {"flash-kmeans": call}
 
 
 def left_open(rows: Tensor | CsrRows, centroids: Tensor) -> dict[str, float]:

@@ -147,8 +147,21 @@ def run_gpu_suite(
 
 
 def run_gpu_row(name: str, shape: Shape, effort: Effort, device: torch.device) -> dict[str, Any]:
-    """One result, as `run_gpu_suite` describes it."""
+    """One result, as `run_gpu_suite` describes it; with "error" where something failed that is none of ours to expect.
+
+    On a device that has not been seen before that is a kernel which does not compile or fit there: the rows that
+    follow are to be had all the same.
+    """
     result: dict[str, Any] = {"name": name, "shape": shape}
+    try:
+        return result | _proved_and_timed(name, shape, effort, device)
+    except Exception as error:  # compilers and drivers have errors of their own, and no common class
+        logger.error("%s %s", name, shape, exc_info=error)
+        return result | {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+
+
+def _proved_and_timed(name: str, shape: Shape, effort: Effort, device: torch.device) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     try:
         contest = ROWS[name].contest(**shape, device=device)
     except (MissingDependency, BackendUnavailable) as error:

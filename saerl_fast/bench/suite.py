@@ -245,5 +245,5 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def failures(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of the rows whose proof failed."""
-    return [str(result["name"]) for result in results if result.get("exact") is False]
+    """The names of the rows whose proof failed, or that ended in an error."""
+    return [str(result["name"]) for result in results if result.get("exact") is False or "error" in result]

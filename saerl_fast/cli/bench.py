@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{device}{about['cpu']}, {about['threads']} threads, {about['isa']}; load {about['load_at_start']}, then "
           f"{about['load_at_end']}")  # fmt: skip
     if wrong := failures(found["results"]):
-        print(f"wrong results: {', '.join(wrong)}")
+        print(f"wrong or failed: {', '.join(wrong)}")
     return 1 if wrong else 0
 
 
@@ -91,6 +91,8 @@ def line_of(result: dict[str, Any]) -> str:
     start = f"{result['name']} {shape}: "
     if "skipped" in result:
         return f"{start}not run: {result['skipped']}"
+    if "error" in result:
+        return f"{start}FAILED, no speed: {' '.join(result['error'].split())}"
     if not result["exact"]:
         return f"{start}WRONG, no speed: {result['failure']}"
     line = f"{start}{result['ours_ms']:.1f} ms ({result['backend']}), "

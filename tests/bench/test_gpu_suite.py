@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from saerl_fast.kernels import native, triton_runtime
 from tests.bench.test_suite import SPEEDS
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def spoil(result):
@@ -65,6 +68,26 @@ def test_a_row_without_its_kernels_says_so(monkeypatch):
     monkeypatch.setitem(ROWS, "encode", dataclasses.replace(ROWS["encode"], contest=refuse))
     result = run_gpu_row("encode", ROWS["encode"].tiny[0], EFFORT["tiny"], CPU)
     assert "only the reference" in result["skipped"]
+
+
+def test_a_row_that_fails_leaves_the_others_their_turn(monkeypatch, tmp_path, capsys):
+    made = ROWS["kmeans_iter"].contest(**ROWS["kmeans_iter"].tiny[0], device=CPU)
+
+    def no_room():
+        raise ArithmeticError("out of resources: shared memory\nRequired: 300000")
+
+    broken = dataclasses.replace(made, ours=no_room)
+    monkeypatch.setitem(ROWS, "kmeans_iter", dataclasses.replace(ROWS["kmeans_iter"], contest=lambda **_: broken))
+    file = tmp_path / "gpu.json"
+    assert main(["bench", "--suite", "gpu", "--tiny", "--only", "kmeans_iter,encode", "--json", str(file)]) == 1
+    failed, timed = json.loads(file.read_text())["results"]
+    assert failed["error"].startswith("ArithmeticError: out of resources")
+    assert "exact" not in failed
+    assert not SPEEDS & set(failed)
+    assert timed["exact"] is True
+    said = capsys.readouterr().out
+    assert "FAILED, no speed: ArithmeticError: out of resources: shared memory Required: 300000" in said
+    assert "wrong or failed: kmeans_iter" in said
 
 
 @pytest.mark.parametrize("name", ["encode_triton", "encode_triton_over_gemm", "threshold_encode_triton"])
@@ -148,3 +171,14 @@ def test_every_row_of_the_gpu_table_is_there():
         "threshold_encode", "threshold_encode_triton", "kmeans_iter", "kmeans_iter_dense", "capture", "capture_packed",
         "capture_compiled", "mfu", "featurize_over_forward", "featurize",
     }  # fmt: skip
+
+
+def test_the_page_lists_every_row_as_measured_or_not_yet():
+    """With what has to be reached and what is hoped for; a figure there comes from a results file."""
+    text = (ROOT / "docs" / "measured.md").read_text()
+    listed = re.findall(r"^- `(\w+)`.*; must: .*; measured: (.*)\.$", text, re.MULTILINE)
+    assert {name for name, _ in listed} >= set(gpu_suite.ROWS)
+    found = [json.loads(file.read_text()) for file in (ROOT / "benchmarks" / "results").glob("*.json")]
+    measured = {row["name"] for one in found if one["suite"] == "gpu" for row in one["results"]}
+    for name, state in listed:
+        assert (state == "not yet") == (name not in measured), name

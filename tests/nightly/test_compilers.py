@@ -18,7 +18,7 @@ pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.skipif(not triton_runtime.installed(), reason="triton is not installed")
-def test_every_triton_kernel_compiles_with_the_oldest(tmp_path, monkeypatch):
+def test_every_triton_kernel_compiles_with_the_oldest(tmp_path, monkeypatch, record_property):
     folder = tmp_path / "site"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     fetched = subprocess.run([*command, f"triton=={OLDEST_TRITON}"], capture_output=True, text=True, check=False)
@@ -29,6 +29,8 @@ def test_every_triton_kernel_compiles_with_the_oldest(tmp_path, monkeypatch):
     assert subprocess.run(seen, capture_output=True, text=True, check=True).stdout.strip() == OLDEST_TRITON
     found = compiled(tmp_path / "cache")
     assert {name.split("-")[0] for name in found} == set(MOST_REGISTERS)
+    record_property("triton", OLDEST_TRITON)
+    record_property("compiled", len(found))
     for name, taken in found.items():
         # it parks one number of the loops over a queue, where the newest does not
         assert taken["stack"] <= 8, (name, taken)
@@ -38,7 +40,7 @@ def test_every_triton_kernel_compiles_with_the_oldest(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
 @pytest.mark.parametrize("source", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
-def test_nvcc_warns_of_nothing_for_any_target(source, tmp_path, monkeypatch):
+def test_nvcc_warns_of_nothing_for_any_target(source, tmp_path, monkeypatch, record_property):
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
     setup = runpy.run_path(str(ROOT / "setup.py"), run_name="read")
     try:
@@ -51,3 +53,4 @@ def test_nvcc_warns_of_nothing_for_any_target(source, tmp_path, monkeypatch):
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     assert not made.stdout + made.stderr
+    record_property("targets", [target.split("code=")[1] for target in targets])
