@@ -57,6 +57,10 @@ def read_folder(folder: Path) -> SAE:
             f"{folder}: encoder.weight must be [d_sae, d_model] = {[d_sae, d_in]} as {CONFIG_FILE} says; "
             f"got {list(tensors['encoder.weight'].shape)}"
         )
+    if tensors["decoder.weight"].ndim != 2:
+        raise FormatError(
+            f"{folder}: decoder.weight must be [d_out, d_sae]; got {list(tensors['decoder.weight'].shape)}"
+        )
     reads = config.get("hook_point_in")
     writes = config.get("hook_point_out", reads)
     transcoder = writes != reads
@@ -111,6 +115,6 @@ def _scale(folder: Path, average: Any, side: str, width: int) -> float:
 
 
 def _positive(folder: Path, name: str, found: Any) -> float:
-    if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found < 1e6:
-        raise FormatError(f"{folder}: {name} must be a positive number; got {found!r}")
+    if not isinstance(found, (int, float)) or isinstance(found, bool) or not 1e-30 < found < 1e6:
+        raise FormatError(f"{folder}: {name} must be a positive number, below a million; got {found!r}")
     return float(found)

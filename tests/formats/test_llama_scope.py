@@ -74,11 +74,15 @@ def test_a_latent_without_a_decoder_is_never_active_and_can_be_saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset_average_activation_norm": None}, r"activation_norm\['in'\] must be a positive number; got None"),
-        ({"dataset_average_activation_norm": {"in": 0}}, "must be a positive number; got 0"),
+        (
+            {"dataset_average_activation_norm": None},
+            r"activation_norm\['in'\] must be a positive number, below a million; got None",
+        ),
+        ({"dataset_average_activation_norm": {"in": 0}}, "must be a positive number, below a million; got 0"),
+        ({"dataset_average_activation_norm": {"in": 1e-320}}, "must be a positive number, below a million; got 1e-320"),
         ({**TRANSCODER, "dataset_average_activation_norm": {"in": 9}}, r"\['out'\] must be a positive number"),
         ({"jump_relu_threshold": "x"}, "jump_relu_threshold must be a positive number"),
-        ({"jump_relu_threshold": False}, "jump_relu_threshold must be a positive number; got False"),
+        ({"jump_relu_threshold": False}, "jump_relu_threshold must be a positive number, below a million; got False"),
         ({"d_sae": 95}, r"\[d_sae, d_model\] = \[95, 32\]"),
         ({"use_glu_encoder": True}, "use_glu_encoder True is not supported; supported is False"),
         ({"act_fn": "topk"}, "act_fn 'topk' is not supported; supported is 'jumprelu'"),
@@ -91,6 +95,17 @@ def test_a_latent_without_a_decoder_is_never_active_and_can_be_saved(tmp_path):
 def test_settings_that_cannot_be_served_are_named(tmp_path, changes, message):
     llama_folder(tmp_path / "sae", **changes)
     with pytest.raises(FormatError, match=message):
+        load_sae(tmp_path / "sae")
+
+
+@pytest.mark.parametrize("shape", [(WIDTH * 96,), (1, WIDTH, 96), ()])
+def test_a_decoder_of_another_shape_is_named(tmp_path, shape):
+    from safetensors.torch import load_file, save_file
+
+    llama_folder(tmp_path / "sae")
+    weights = tmp_path / "sae" / "checkpoints" / "final.safetensors"
+    save_file(load_file(weights) | {"decoder.weight": torch.ones(shape)}, weights)
+    with pytest.raises(FormatError, match=r"decoder.weight must be \[d_out, d_sae\]"):
         load_sae(tmp_path / "sae")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -53,7 +54,7 @@ def run(checkout, report, *more):
 
 
 @pytest.mark.nightly
-def test_what_passes_with_their_saes_passes_with_accelerated_ones(request, tmp_path):
+def test_what_passes_with_their_saes_passes_with_accelerated_ones(request, record_property, tmp_path):
     if not (checkout := request.config.getoption("--sae-lens-tests")):
         pytest.skip("needs --sae-lens-tests DIR, a checkout of sae-lens at the version that is installed")
     checkout, counts = Path(checkout).resolve(), tmp_path / "counts.json"
@@ -61,6 +62,10 @@ def test_what_passes_with_their_saes_passes_with_accelerated_ones(request, tmp_p
     fast = run(checkout, tmp_path / "fast.xml", "-p", "accelerated_saes", f"--accelerated-counts={counts}")
     passed = [name for name, outcome in plain.items() if outcome == "passed"]
     ran = json.loads(counts.read_text())
+    record_property("cases", len(passed))
+    record_property("cases_there", len(plain))
+    record_property("sae_lens", version("sae-lens"))
+    record_property("ran", ran)
     print(
         f"\nsae-lens's own: {len(passed)} of {len(plain)} tests pass without us (the rest want a network or packages);"
     )
