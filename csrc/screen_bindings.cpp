@@ -78,13 +78,14 @@ py::tuple as_tuple(const ScreenCounts& counts) {
 }
 
 py::tuple finish_topk(ScreenedTopK& screen, const EncoderParts& parts, Address values, Address columns,
-                      bool relu, int64_t threads) {
+                      Address certified, bool relu, int64_t threads) {
     require(screen.columns_seen() >= screen.k(), "k must not be above the number of columns");
     const Encoder encoder = encoder_of(parts, screen.columns_seen(), threads);
     ScreenCounts counts;
     {
         const py::gil_scoped_release released;
-        counts = screen.finish(encoder, at<float>(values), at<int32_t>(columns), relu, threads);
+        counts = screen.finish(encoder, at<float>(values), at<int32_t>(columns), at<bool>(certified), relu,
+                               threads);
     }
     return as_tuple(counts);
 }
@@ -122,7 +123,7 @@ void bind_screens(py::module_& module) {
     py::class_<ScreenedTopK, Screen>(module, "ScreenedTopK")
         .def(py::init(&make_screened_topk), py::arg("k"), py::arg("limit"), py::arg("trust"), py::arg("isa"))
         .def("finish", &finish_topk, py::arg("encoder"), py::arg("values"), py::arg("columns"),
-             py::arg("relu"), py::arg("threads"));
+             py::arg("certified"), py::arg("relu"), py::arg("threads"));
     py::class_<ScreenedThreshold, Screen>(module, "ScreenedThreshold")
         .def(py::init(&make_screened_threshold), py::arg("limit"), py::arg("trust"), py::arg("isa"))
         .def("finish", &finish_threshold, py::arg("encoder"), py::arg("bound"), py::arg("threads"))

@@ -365,6 +365,14 @@ OPERATIONS = {
             ("triton", "triton_bf16"),
         ),
         Operation(
+            "topk_encode_certified",
+            ops.topk_encode_certified,
+            ("cpu_int8", "reference"),
+            TOPK_SAMPLES,
+            TOPK_MISTAKES,
+            ("triton_bf16",),
+        ),
+        Operation(
             "threshold_encode",
             ops.threshold_encode,
             ("cpu_int8", "cpu", "reference"),

@@ -222,3 +222,17 @@ def test_parts_that_do_not_fit_are_refused():
         tiny.sae("standard", rescale_by_decoder_norm=True)
     with pytest.raises(ShapeError, match=r"x must be \[rows, 32\]; got \[4, 31\]"):
         good.encode(torch.zeros(4, 31))
+
+
+def test_a_topk_sae_gives_its_codes_certified_and_others_say_why_not():
+    x = torch.randn(9, tiny.WIDTH, generator=torch.Generator().manual_seed(3))
+    rows = torch.tensor([4, 0, 8])
+    for settings in ({}, {"apply_b_dec": False}, {"rescale_by_decoder_norm": True}, {"input_norm": "layer_norm"}):
+        sae = tiny.sae(**settings)
+        codes, certified = sae.encode_certified(x, rows)
+        usual = sae.encode(x, rows)
+        assert torch.equal(codes.indices, usual.indices)
+        assert torch.allclose(codes.values, usual.values, rtol=1e-5, atol=1e-6)
+        assert certified.shape == (3,)
+    with pytest.raises(InputError, match="only a topk SAE keeps the k largest scores; this one is jumprelu"):
+        tiny.sae("jumprelu").encode_certified(x)

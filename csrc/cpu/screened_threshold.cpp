@@ -23,7 +23,7 @@ void ScreenedThreshold::take(int64_t i, const Row& row, const double* scores) {
 
 ScreenCounts ScreenedThreshold::finish(const Encoder& encoder, const double* bound, int64_t threads) {
     bound_ = bound;
-    return finish_rows(encoder, threads);
+    return finish_rows(encoder, nullptr, threads);
 }
 
 }  // namespace saerl

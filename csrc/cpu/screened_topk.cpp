@@ -85,12 +85,12 @@ void ScreenedTopK::take(int64_t i, const Row& row, const double* scores) {
     for (int64_t place = 0; place < k_; ++place) write(place, order[place]);
 }
 
-ScreenCounts ScreenedTopK::finish(const Encoder& encoder, float* values, int32_t* columns, bool relu,
-                                  int64_t threads) {
+ScreenCounts ScreenedTopK::finish(const Encoder& encoder, float* values, int32_t* columns, bool* certified,
+                                  bool relu, int64_t threads) {
     values_ = values;
     columns_ = columns;
     relu_ = relu;
-    return finish_rows(encoder, threads);
+    return finish_rows(encoder, certified, threads);
 }
 
 }  // namespace saerl

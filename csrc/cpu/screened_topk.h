@@ -21,6 +21,7 @@ class ScreenedTopK : public Screen {
     ScreenCounts finish(const Encoder& encoder,
                         float* values,     // OUT [rows, k]
                         int32_t* columns,  // OUT [rows, k]
+                        bool* certified,   // OUT [rows]  by bounds; the others were scored whole
                         bool relu, int64_t threads);
 
     int64_t k() const { return k_; }

@@ -114,7 +114,7 @@ std::vector<int64_t> Screen::rows_that_are(bool whole, int64_t begin, int64_t en
     return found;
 }
 
-ScreenCounts Screen::finish_rows(const Encoder& encoder, int64_t threads) {
+ScreenCounts Screen::finish_rows(const Encoder& encoder, bool* by_bounds, int64_t threads) {
     const Rescoring rescoring(encoder, kernels_);
     std::vector<ScreenCounts> counts(static_cast<size_t>(rows_));
     for_row_ranges(rows_, threads, [&](int64_t begin, int64_t end) {
@@ -126,6 +126,10 @@ ScreenCounts Screen::finish_rows(const Encoder& encoder, int64_t threads) {
         finish_some(rows_that_are(false, begin, end), rescoring, counts);
     });
     const std::vector<int64_t> whole = rows_that_are(true, 0, rows_);
+    if (by_bounds != nullptr) {
+        std::fill_n(by_bounds, rows_, true);
+        for (const int64_t i : whole) by_bounds[i] = false;
+    }
     for_row_ranges(static_cast<int64_t>(whole.size()), threads, [&](int64_t begin, int64_t end) {
         for (int64_t first = begin; first < end; first += kWholeRows) {
             const int64_t stop = std::min(first + kWholeRows, end);

@@ -110,7 +110,8 @@ class Screen {
     // What a score is compared with beforehand.
     virtual double offset(int32_t) const { return 0; }
 
-    ScreenCounts finish_rows(const Encoder& encoder, int64_t threads);
+    // by_bounds [rows] or null: whether each row was settled without being scored whole.
+    ScreenCounts finish_rows(const Encoder& encoder, bool* by_bounds, int64_t threads);
 
     float first_floor_;
     int64_t limit_;

@@ -173,9 +173,9 @@ def _whole_path(name: str) -> str:
 
 
 def screened_since(before: ScreeningCounts) -> str | None:
-    """How many rows of activations int8 screening took since, and how many of them it scored whole; None for none."""
+    """How many rows of activations screening took since, and how many of them it scored whole; None for none."""
     from saerl_fast.ops import screening_counts
 
     after = screening_counts()
     rows, whole = after.rows - before.rows, after.whole_rows - before.whole_rows
-    return f"int8 screening: {rows:,} token rows encoded, {whole:,} of them scored whole" if rows else None
+    return f"screening: {rows:,} token rows encoded, {whole:,} of them scored whole" if rows else None

@@ -1,4 +1,4 @@
-"""What the operations that screen by int8 products share: bounds, blocks of products, counts.
+"""What the operations that screen by int8 products share: bounds, and blocks of products.
 
     h = scale * ((x - b_dec) w_enc^T + b_enc)     in float64, rounded to float32 once
 
@@ -22,22 +22,15 @@ of 2^-24). Numbers are kept so far from the ends of the float32 range that nothi
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saerl_fast.errors import BackendUnavailable
 from saerl_fast.kernels import int8_product, native
 from saerl_fast.kernels.int8_weights import SAMPLE_ROWS, Int8WeightsCache, QuantisedRows, quantise
-
-logger = logging.getLogger(__name__)
 
 TOKENS = 1024
 """Rows of one block: the weights are read from memory once for all of them."""
@@ -54,8 +47,6 @@ MOST_SURVIVORS = 8192
 """Beyond these, or a quarter of all latents, a row is scored whole."""
 TRUST = 2.5
 """Root of D times the share of a bound that `trust` gives: 3.5 times the usual error."""
-MANY_WHOLE = 0.25
-"""Share of a block's rows scored whole beyond which screening is slower than backend `cpu`."""
 
 CACHE = Int8WeightsCache()
 
@@ -76,30 +67,6 @@ class LatentTerms(NamedTuple):
     error: Tensor
     low: Tensor
     high: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class ScreeningCounts:
-    """What screening has done in this process so far."""
-
-    rows: int = 0
-    whole_rows: int = 0
-    """Rows that could not be screened (not finite, out of range, too many survivors), scored for all latents."""
-    sieved: int = 0
-    """Pairs of row and latent scored in float32, in the other rows."""
-    scored: int = 0
-    """Pairs of row and latent scored in float64, in the other rows."""
-    worst: float = 0.0
-    """Largest error of an estimate in units of its bound; the proof says at most 1."""
-
-
-_counts = ScreeningCounts()
-_counts_lock = threading.Lock()
-
-
-def screening_counts() -> ScreeningCounts:
-    """The totals since the process began."""
-    return _counts
 
 
 class Screening:
@@ -197,36 +164,3 @@ def trust(width: int) -> float:
 def most_survivors(n_latents: int) -> int:
     """A row that keeps more latents than this is dearer to screen than to score whole."""
     return min(n_latents // 4, MOST_SURVIVORS)
-
-
-@functools.cache
-def _warn_of_whole_rows(op: str, plain: str) -> None:
-    logger.warning(
-        "%s: more than %d %% of the rows of a block could not be screened by their rounded products and were scored "
-        "whole: correct, but slower than backend=%r. The rows may lie far from b_dec, or hold few distinct scores",
-        op, 100 * MANY_WHOLE, plain,
-    )  # fmt: skip
-
-
-def count(op: str, rows: int, result: native.ScreenResult, plain: str = "cpu") -> None:
-    """Add to the totals; raises BackendUnavailable where a score lies outside of its bound.
-
-    plain: the backend that does not screen.
-    """
-    global _counts
-    if result.outside:
-        raise BackendUnavailable(
-            f"{op}: the int8 product of this torch is not exact: {result.outside} of "
-            f"{result.sieved + result.scored} scores lie outside of their proved bounds. "
-            f"Use backend='cpu', and report torch.__config__.show()"
-        )
-    if result.whole > MANY_WHOLE * rows:
-        _warn_of_whole_rows(op, plain)
-    with _counts_lock:
-        _counts = ScreeningCounts(
-            _counts.rows + rows,
-            _counts.whole_rows + result.whole,
-            _counts.sieved + result.sieved,
-            _counts.scored + result.scored,
-            max(_counts.worst, result.worst),
-        )

@@ -213,9 +213,13 @@ class ScreenedTopK(Screen):
     def __init__(self, k: int, limit: int, trust: float, isa: str = "auto") -> None:
         super().__init__(module().ScreenedTopK(k, limit, trust, isa))
 
-    def finish(self, encoder: ScreenedEncoder, values: Tensor, indices: Tensor, relu: bool) -> ScreenResult:
-        """Score the survivors and write values [rows, k] float32 and indices [rows, k] int32."""
-        return ScreenResult(*self._native.finish(_parts(encoder), address(values), address(indices), relu, threads()))
+    def finish(
+        self, encoder: ScreenedEncoder, values: Tensor, indices: Tensor, certified: Tensor, relu: bool
+    ) -> ScreenResult:
+        """Score the survivors; write values [rows, k] float32, indices [rows, k] int32 and certified [rows] bool: those
+        settled by bounds, and not scored whole."""
+        places = (address(values), address(indices), address(certified))
+        return ScreenResult(*self._native.finish(_parts(encoder), *places, relu, threads()))
 
 
 class ScreenedThreshold(Screen):

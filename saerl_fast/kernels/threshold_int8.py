@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
-from saerl_fast.kernels.int8_screening import Screening, count, most_survivors, trust
+from saerl_fast.kernels.int8_screening import Screening, most_survivors, trust
+from saerl_fast.kernels.screening_counts import count
 
 PAYS_NOT = "the float32 product is faster for so few channels or latents"
 """Why `pays` said no."""

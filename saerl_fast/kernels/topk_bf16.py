@@ -2,7 +2,8 @@
 
     h = scale * ((x - b_dec) w_enc^T + b_enc);   values, indices = topk_j h     in float64, rounded to float32 once
 
-Floor:  the bfloat16 product (scores_triton.py), and D numbers of x and of w_enc for each of the k latents of a row.
+Floor:  the bfloat16 product (scores_triton.py: 96 ns a token at D 1536 and 24,576 latents), and D numbers of x and of
+        w_enc for each of the k latents of a row (rescore_triton.py).
 Trick:  the product runs on x^ and w^, rounded to bfloat16, and its epilogue raises each score to an upper bound of the
         exact one (Cauchy-Schwarz, as int8_screening.py):
 
@@ -11,14 +12,17 @@ Trick:  the product runs on x^ and w^, rounded to bfloat16, and its epilogue rai
         The k with the highest bounds are scored in float64. Their smallest score t is a lower bound of the k-th best,
         so of the next ones only those whose bound reaches t are scored too. A row is certified when the bounds end
         below its k-th score before the list of candidates does: all that was left out is then proved to be out. Other
-        rows are scored whole in float64, and counted (ops.screening_counts).
+        rows are scored whole in float64, on the device and without a limit to their number (whole_rows_triton.py).
+        So is a row with a score above its bound: there the proof does not hold, whatever the reason.
 
 Rounding only the weights, as a cast to bfloat16 does, changes the set in one row of nine; here the set is that of the
-published weights. x in bfloat16, as a hook hands it over, is not rounded at all.
+published weights. x in bfloat16, as a hook hands it over, is not rounded at all, nor are the rows that count copied:
+the product takes them by row_index, as the scores in float64 do. Wider x is rounded chunk by chunk, in the pass that
+gathers it and takes its norms (rounding_triton.py).
 
 The slack covers the accumulation: tensor cores may drop up to one unit in the last place per product, in all
-D 2^-23 |x^| |w^|; twice that is taken. It waits once per call, to see which rows were not certified. Not timed yet:
-docs/measured.md.
+D 2^-23 |x^| |w^|; twice that is taken. Nothing waits for the device: the counts stay there until they are asked for.
+Not timed yet: docs/measured.md.
 """
 
 from __future__ import annotations
@@ -31,28 +35,16 @@ from torch import Tensor
 from saerl_fast.kernels import triton_runtime
 from saerl_fast.kernels.encode_triton import ScoreChunks, UpperBounds, select
 from saerl_fast.kernels.folded_bias import folded_bias
-from saerl_fast.kernels.int8_screening import count
 from saerl_fast.kernels.latent_groups import group_size_for, most_kept
-from saerl_fast.kernels.native import ScreenResult
+from saerl_fast.kernels.published import Published
 from saerl_fast.kernels.rescore_triton import rescore
+from saerl_fast.kernels.rounding_triton import round_rows
+from saerl_fast.kernels.scores_cuda import rows_per_chunk
+from saerl_fast.kernels.screening_counts import count_on_device
+from saerl_fast.kernels.whole_rows_triton import score_open_rows
 
-NUMBERS = 2**24
-"""Numbers of a chunk: of x, of w_enc or of whole scores (128 MB in float64)."""
 WIDER = 1.0 + 2.0**-18
 """What the rounding of the bound itself is paid with."""
-
-
-class Encoder(NamedTuple):
-    """The encoder as published; columns of w side by side."""
-
-    w: Tensor
-    """[M, D] float32"""
-    bias: Tensor
-    """[M] float32"""
-    centre: Tensor | None
-    """[D] float32"""
-    scale: Tensor | None
-    """[M] float32"""
 
 
 class Screen(NamedTuple):
@@ -68,6 +60,19 @@ class Screen(NamedTuple):
     """[M] float32: |scale_j| |w_j - w^_j|"""
 
 
+class Certified(NamedTuple):
+    """The k best of each row, how they are known to be, and what it took."""
+
+    values: Tensor
+    """[n, k] float32"""
+    indices: Tensor
+    """[n, k] int32"""
+    certified: Tensor
+    """[n] bool: by the screen; the other rows were scored whole"""
+    counts: Tensor
+    """[3] int64: rows scored whole, pairs scored besides, and of these above their bound"""
+
+
 def encode(
     x: Tensor,
     w_enc: Tensor,
@@ -78,55 +83,52 @@ def encode(
     row_index: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The contract of `ops.topk_encode`; arguments are checked, none is float64."""
-    centre, factor = (None if part is None else part.float().contiguous() for part in (b_dec, scale))
-    encoder = Encoder(w_enc.float().contiguous(), b_enc.float().contiguous(), centre, factor)
+    """The contract of `ops.topk_encode`; arguments are checked but for row_index, none is float64."""
+    return encode_certified(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)[:2]
+
+
+def encode_certified(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The contract of `ops.topk_encode_certified`; arguments are checked but for row_index, none is float64."""
+    encoder = Published.of(w_enc, b_enc, b_dec, scale)
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
+    row_index = None if row_index is None else row_index.contiguous()
     values = torch.empty(n_rows, k, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_rows, k, dtype=torch.int32, device=x.device)
     certified = torch.empty(n_rows, dtype=torch.bool, device=x.device)
-    scored = torch.zeros((), dtype=torch.int64, device=x.device)
+    counts = torch.zeros(3, dtype=torch.int64, device=x.device)
     screen = screen_of(encoder)
-    for rows in _chunks(n_rows, x.shape[1]):
-        chunk = x[rows] if row_index is None else x[row_index[rows]]
-        found = certify(chunk.contiguous(), encoder, screen, k)
+    tokens = rows_per_chunk(n_rows, len(w_enc))
+    for start in range(0, n_rows, tokens):
+        rows = slice(start, min(start + tokens, n_rows))
+        chunk, index = (x[rows], None) if row_index is None else (x, row_index[rows])
+        found = certify(chunk, index, encoder, screen, k)
         values[rows], indices[rows], certified[rows] = found[:3]
-        scored += found[3]
-    whole, pairs = torch.stack([(~certified).sum(), scored]).tolist()
-    if whole:
-        rest = (~certified).nonzero()[:, 0]
-        for rows in _chunks(whole, w_enc.shape[0]):
-            chosen = rest[rows]
-            chunk = x[chosen if row_index is None else row_index[chosen]]
-            values[chosen], indices[chosen] = score_whole(chunk, encoder, k)
-    count("topk_encode", n_rows, ScreenResult(whole=whole, sieved=0, scored=pairs, outside=0, worst=0.0), plain="cuda")
+        counts += found.counts
+    count_on_device("topk_encode", n_rows, counts)
     if relu:
         values = torch.where(values > 0, values, torch.where(values.isnan(), values, 0.0))
-    return values, indices
+    return values, indices, certified
 
 
-def _chunks(n_rows: int, width: int) -> list[slice]:
-    step = max(1, NUMBERS // width)
-    return [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
-
-
-def screen_of(encoder: Encoder) -> Screen:
-    """The encoder rounded, made anew for each call: four reads of w_enc."""
+def screen_of(encoder: Published) -> Screen:
+    """The encoder rounded, made anew for each call: one read of w_enc, and one of its rounding where there is b_dec."""
     w, bias, centre, scale = encoder
-    rounded = w.bfloat16()
+    rounded, kept, moved, _ = round_rows(w)
+    if rounded is None:  # pragma: no cover - w is float32
+        rounded = w
     folded = bias if centre is None else folded_bias(_as_read(rounded), bias, centre)
     upward = 1.0 if scale is None else torch.where(scale < 0, -1.0, 1.0)
-    size, error = _norms(rounded), torch.empty(len(w), dtype=torch.float64, device=w.device)
-    for rows in _chunks(*w.shape):
-        # the difference of a number and its rounding is exact in float32
-        error[rows] = _norms(w[rows] - rounded[rows].float())
-    weight = 1.0 if scale is None else scale.double().abs()
-    return Screen(
-        rounded,
-        folded + 2.0**-21 * folded.abs() * upward,
-        (size * weight * WIDER).float(),
-        (error * weight * WIDER).float(),
-    )
+    weight = WIDER if scale is None else WIDER * scale.double().abs()
+    return Screen(rounded, folded + 2.0**-21 * folded.abs() * upward, (kept * weight).float(), (moved * weight).float())
 
 
 def _as_read(rounded: Tensor) -> Tensor:
@@ -134,56 +136,41 @@ def _as_read(rounded: Tensor) -> Tensor:
     return rounded.float() if triton_runtime.interpreted() else rounded
 
 
-def certify(x: Tensor, encoder: Encoder, screen: Screen, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """values [n, k] float32, indices [n, k] int32, certified [n] bool, and the number of pairs scored.
-
-    x [n, D] contiguous. What stands in the rows that are not certified means nothing.
-    """
+def certify(x: Tensor, row_index: Tensor | None, encoder: Published, screen: Screen, k: int) -> Certified:
+    """A chunk of rows: x [R, D], or those of it that row_index [n] names."""
     n_latents = len(encoder.w)
     candidates = min(n_latents, max(2 * k, k + 64), most_kept(n_latents, k))
-    bounds, found = select(upper_bounds(x, encoder, screen, candidates), candidates, relu=False)
+    bounds, found = select(upper_bounds(x, row_index, encoder, screen, candidates), candidates, relu=False)
     exact = torch.full(found.shape, -torch.inf, dtype=torch.float64, device=x.device)
     first = found.clone()
     first[:, k:] = -1
-    rescore(x, *encoder, first, exact)
+    rescore(x, row_index, encoder, first, exact)
     least = exact[:, :k].amin(dim=1, keepdim=True)
     late = torch.where(bounds.double() >= least, found, -1)
     late[:, :k] = -1
-    rescore(x, *encoder, late, exact)
+    rescore(x, row_index, encoder, late, exact)
+    # also where either is a NaN; what was not scored is -inf, and at most its bound
+    broken = ~(exact <= bounds)
+    beaten = (exact > bounds[:, -1:]).sum(dim=1) >= k
+    certified = (beaten | (candidates == n_latents)) & ~broken.any(dim=1) & bounds.isfinite().all(dim=1)
+    outside = (broken & exact.isfinite() & bounds.isfinite()).sum()
+    whole = (~certified).sum()
+    scored = ((late >= 0).sum(dim=1) + k).masked_fill_(~certified, 0).sum()
+    score_open_rows(x, row_index, encoder, certified, k, exact, found)
     # descending by score, and of equal ones the lower index: by index first, then stably by score
     order = found.argsort(dim=1)
     order = order.gather(1, exact.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
-    best = exact.gather(1, order)
-    proved = bounds[:, -1].double() < best[:, -1]
-    proved = (proved | (candidates == n_latents)) & best.isfinite().all(dim=1) & bounds.isfinite().all(dim=1)
-    return best.float(), found.gather(1, order), proved, (late >= 0).sum() + k * len(x)
+    counts = torch.stack([whole, scored, outside])
+    return Certified(exact.gather(1, order).float(), found.gather(1, order), certified, counts)
 
 
-def upper_bounds(x: Tensor, encoder: Encoder, screen: Screen, k: int) -> ScoreChunks:
+def upper_bounds(x: Tensor, row_index: Tensor | None, encoder: Published, screen: Screen, k: int) -> ScoreChunks:
     """The product of rounded x and w, its scores raised to upper bounds of the exact ones, ready for a select of k."""
-    rounded = x.bfloat16()
+    rounded, kept, moved, apart = round_rows(x, row_index, encoder.centre)
     slack = 2.0**-22 * (x.shape[1] + 64)
-    error = slack * _norms(rounded)
-    if x.dtype != torch.bfloat16:
-        error += _norms(x.float() - rounded.float())
-    size = _norms(x if encoder.centre is None else x.float() - encoder.centre)
-    bounds = UpperBounds((error * WIDER).float(), (size * WIDER).float(), screen.size, screen.error)
+    row_error = ((moved + slack * kept) * WIDER).float()
+    bounds = UpperBounds(row_error, (apart * WIDER).float(), screen.size, screen.error)
+    if rounded is not None:
+        x, row_index = rounded, None
     group = group_size_for(len(screen.w), k)
-    return ScoreChunks(rounded, screen.w, screen.bias, None, encoder.scale, None, group, bounds=bounds)
-
-
-def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms
-
-
-def score_whole(x: Tensor, encoder: Encoder, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of rows scored for every latent in float64: values float32, indices int32."""
-    w, bias, centre, scale = encoder
-    centred = x.double() if centre is None else x.double() - centre.double()
-    h = torch.cat([centred @ w[part].double().T for part in _chunks(*w.shape)], dim=1) + bias.double()
-    h = h if scale is None else h * scale.double()
-    ordered, order = h.sort(dim=1, descending=True, stable=True)
-    spoilt = h.isnan().any(dim=1, keepdim=True)
-    values = torch.where(spoilt, torch.nan, ordered[:, :k]).float()
-    return values, torch.where(spoilt, torch.arange(k, device=x.device), order[:, :k]).int()
+    return ScoreChunks(x, screen.w, screen.bias, None, encoder.scale, row_index, group, bounds=bounds)

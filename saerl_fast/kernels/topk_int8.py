@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from saerl_fast.kernels import native
-from saerl_fast.kernels.int8_screening import Screening, count, most_survivors, trust
+from saerl_fast.kernels.int8_screening import Screening, most_survivors, trust
+from saerl_fast.kernels.screening_counts import count
 
 PAYS_NOT = "the float32 product is faster for so few channels or latents, or so many kept ones"
 """Why `pays` said no."""
@@ -34,17 +35,33 @@ def encode(
     The bits of a row do not depend on the other rows, the number of threads, or the processor. Raises
     BackendUnavailable where a score lies outside of its bound, which means that the int8 product was not exact.
     """
+    return encode_certified(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)[:2]
+
+
+def encode_certified(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The contract of `ops.topk_encode_certified`; the rest as `encode`."""
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     values = torch.empty(n_rows, k, dtype=torch.float32)
     indices = torch.empty(n_rows, k, dtype=torch.int32)
+    certified = torch.empty(n_rows, dtype=torch.bool)
     if n_rows == 0:
-        return values, indices
+        return values, indices, certified
     screening = Screening(x, w_enc, b_enc, b_dec, scale, row_index)
     screen = native.ScreenedTopK(k, survivors_limit(k, len(b_enc)), trust(x.shape[1]))
     for rows in screening.blocks():
         encoder = screening.absorb(screen, rows)
-        count("topk_encode", rows.stop - rows.start, screen.finish(encoder, values[rows], indices[rows], relu))
-    return values, indices
+        result = screen.finish(encoder, values[rows], indices[rows], certified[rows], relu)
+        count("topk_encode", rows.stop - rows.start, result)
+    return values, indices, certified
 
 
 def survivors_limit(k: int, n_latents: int) -> int:

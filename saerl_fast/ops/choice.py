@@ -21,8 +21,8 @@ from saerl_fast.kernels.fork import go_serial_after_fork
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("cuda", "triton", "triton_bf16", "cpu_int8", "cpu", "reference")
-# triton_bf16 has to be asked for, until it has been timed
-ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu_int8", "cpu", "reference")}
+# where "triton" runs, triton_bf16 has to be asked for, until it has been timed
+ORDER = {"cuda": ("cuda", "triton", "triton_bf16", "reference"), "cpu": ("cpu_int8", "cpu", "reference")}
 NOT_WRITTEN = "not written for this operation"
 
 

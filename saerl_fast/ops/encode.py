@@ -44,7 +44,7 @@ def topk_encode(
     Scores are accumulated and compared in float32 (float64 for float64 input). Ties go to the lower
     index, +inf comes first. A row with a NaN score gives NaN values and indices 0..k-1. `relu=False`
     returns h itself; the choice is the same. Backends `cpu_int8` and `triton_bf16` give the set of float64, and float64
-    sums rounded once. Not differentiable: a backward pass through it raises.
+    sums rounded once (`topk_encode_certified`). Not differentiable: a backward pass through it raises.
 
     Raises ShapeError, DtypeError, InputError (k, devices, row_index out of range) and, where `backend`
     was asked for and cannot run the call, BackendUnavailable. The compiled backends on a GPU do not wait to
@@ -54,6 +54,46 @@ def topk_encode(
     check.choice("topk_encode", "norm", norm, NORMS)
     k = check.kept("topk_encode", k, w_enc.shape[0])
     return TopKCodes(*topk_encode_op(x, w_enc, b_enc, k, b_dec, scale, row_index, relu, backend, norm))
+
+
+def topk_encode_certified(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    *,
+    b_dec: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_index: Tensor | None = None,
+    relu: bool = True,
+    norm: InputNorm = "none",
+    backend: str | None = None,
+) -> tuple[TopKCodes, Tensor]:
+    """`topk_encode` exactly as float64 has it, for the weights as they are given, and of each row how that is known.
+
+    -> codes, certified [N] bool
+
+    A row that is certified was settled by the screen (`cpu_int8`, `triton_bf16`): what it leaves out is proved to lie
+    below its k-th score, and what it keeps was scored in float64. The other rows were scored for every latent: near
+    ties, rows far from b_dec, rows with a NaN. Both kinds are exact; `reference` certifies none. Which rows are which
+    may differ with the backend, the codes do not but for the last bit of a sum.
+
+    Arguments and errors are those of `topk_encode`, which gives the same codes on these backends; x' of a norm is made
+    in float32 at least, and taken as exact. `screening_counts` has the totals of the process; until it is asked for
+    them, `triton_bf16` waits for nothing.
+    """
+    op = "topk_encode_certified"
+    _check_encoder(op, x, w_enc, b_enc, b_dec, scale, row_index)
+    check.choice(op, "norm", norm, NORMS)
+    k = check.kept(op, k, w_enc.shape[0])
+    call = Call(x.device.type, torch.float64 in (x.dtype, w_enc.dtype), k, w_enc.shape[0], x.shape[1])
+    body = TABLE[op][choose(TABLE, op, call, backend)]
+    if not body.marks_bad_rows:
+        check_row_index(op, row_index, x)
+    if norm != "none":
+        x, row_index = rows_as_seen(x, row_index, norm), None
+    values, indices, certified = body.run(x, w_enc, b_enc, k, b_dec, scale, row_index, relu)
+    return TopKCodes(values, indices), certified
 
 
 def threshold_encode(

@@ -66,6 +66,22 @@ def topk_encode(
     return TopKCodes(values, indices)
 
 
+def topk_encode_certified(
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    b_dec: Tensor | None,
+    scale: Tensor | None,
+    row_index: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`topk_encode` in float64, rounded once; no row is certified by a screen, all are scored for every latent."""
+    b_dec, scale = (None if part is None else part.double() for part in (b_dec, scale))
+    values, indices = topk_encode(x.double(), w_enc.double(), b_enc.double(), k, b_dec, scale, row_index, relu)
+    return values, indices, torch.zeros(len(values), dtype=torch.bool, device=x.device)
+
+
 def threshold_encode(
     x: Tensor,
     w_enc: Tensor,

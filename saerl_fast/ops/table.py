@@ -125,10 +125,17 @@ TABLE: Table = {
         "triton": Implementation(
             _triton("encode_triton", "topk"), _triton_topk_refuses, normalises=True, marks_bad_rows=True
         ),
-        "triton_bf16": Implementation(_triton("topk_bf16", "encode"), _triton_topk_refuses),
+        "triton_bf16": Implementation(_triton("topk_bf16", "encode"), _triton_topk_refuses, marks_bad_rows=True),
         "cpu_int8": Implementation(topk_int8.encode, _int8_refuses, _int8_topk_declines),
         "cpu": Implementation(topk_cpu.encode, _cpu_refuses),
         "reference": Implementation(reference.topk_encode, _never, normalises=True),
+    },
+    "topk_encode_certified": {
+        "triton_bf16": Implementation(
+            _triton("topk_bf16", "encode_certified"), _triton_topk_refuses, marks_bad_rows=True
+        ),
+        "cpu_int8": Implementation(topk_int8.encode_certified, _int8_refuses),
+        "reference": Implementation(reference.topk_encode_certified, _never),
     },
     "threshold_encode": {
         "cuda": Implementation(

@@ -15,7 +15,7 @@ from saerl_fast import ops
 from saerl_fast.errors import DtypeError, InputError, ShapeError
 from saerl_fast.kernels.input_norm import InputNorm, normalised
 from saerl_fast.ops import CsrRows, SpacedRows, TopKCodes
-from saerl_fast.sae.rules import encode_rows
+from saerl_fast.sae.rules import encode_rows, encode_rows_certified
 
 Kind = Literal["topk", "abstopk", "jumprelu", "standard", "gated"]
 KINDS: tuple[Kind, ...] = ("topk", "abstopk", "jumprelu", "standard", "gated")
@@ -118,6 +118,13 @@ class SAE:
         Returns TopKCodes (topk, abstopk) or CsrRows (jumprelu, standard, gated).
         """
         return cast("TopKCodes | CsrRows", encode_rows(self, self._as_rows(x), row_index))
+
+    def encode_certified(self, x: Tensor, row_index: Tensor | None = None) -> tuple[TopKCodes, Tensor]:
+        """`encode` of a topk SAE exactly as float64 has it, and which rows [N] bool a screen has proved.
+
+        `ops.topk_encode_certified` says what that means. Raises InputError for another kind.
+        """
+        return encode_rows_certified(self, self._as_rows(x), row_index)
 
     def encode_spaced(
         self, x: Tensor, row_index: Tensor | None = None, entries_per_row: int = ops.ENTRIES_PER_ROW

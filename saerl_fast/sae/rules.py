@@ -41,6 +41,22 @@ def encode_rows(
     return _above(sae, x, theta, bias, sae.latent_scale, row_index, entries_per_row)
 
 
+def encode_rows_certified(sae: SAE, x: Tensor, row_index: Tensor | None) -> tuple[TopKCodes, Tensor]:
+    """`encode_rows` of a TopK SAE by `ops.topk_encode_certified`."""
+    if sae.kind != "topk" or sae.k is None:
+        raise InputError(f"encode_certified: only a topk SAE keeps the k largest scores; this one is {sae.kind}")
+    return ops.topk_encode_certified(
+        x,
+        sae.w_enc,
+        sae.b_enc,
+        sae.k,
+        b_dec=sae.b_dec if sae.apply_b_dec else None,
+        scale=sae.latent_scale,
+        row_index=row_index,
+        norm=sae.input_norm,
+    )
+
+
 def _above(
     sae: SAE,
     x: Tensor,

@@ -298,4 +298,4 @@ def test_featurize_says_what_screening_did():
     arguments = zipf_encoder(5, 64, 600)
     arguments["x"][3] = torch.inf
     encode(arguments, 4)
-    assert screened_since(before) == "int8 screening: 5 token rows encoded, 1 of them scored whole"
+    assert screened_since(before) == "screening: 5 token rows encoded, 1 of them scored whole"

@@ -30,9 +30,11 @@ from saerl_fast.kernels import (
     nearest_exact,
     nearest_triton,
     rescore_triton,
+    rounding_triton,
     row_norms_triton,
     scores_triton,
     select_triton,
+    whole_rows_triton,
 )
 
 TARGETS = (80, 90)
@@ -96,8 +98,22 @@ ROW_NORMS = {
 }  # fmt: skip
 FOLD = {"w": HALF, "b_enc": FLOAT, "b_dec": FLOAT, "folded": FLOAT, "n_latents": "i32", "width": "i32"}
 RESCORED = {
-    "order": LONG, "latents": INT, "x": HALF, "w": FLOAT, "centre": FLOAT, "bias": FLOAT, "scale": FLOAT,
-    "exact": DOUBLE, "n_pairs": "i32", "per_row": "i32", "width": "i32", "x_stride": "i32", "w_stride": "i32",
+    "order": LONG, "latents": INT, "x": HALF, "row_index": LONG, "w": FLOAT, "centre": FLOAT, "bias": FLOAT,
+    "scale": FLOAT, "exact": DOUBLE, "n_pairs": "i32", "per_row": "i32", "n_rows": "i32", "x_rows": "i32",
+    "width": "i32", "x_row_stride": "i32", "w_stride": "i32",
+}  # fmt: skip
+ROUNDED = {
+    "x": FLOAT, "row_index": LONG, "centre": FLOAT, "rounded": HALF, "kept": DOUBLE, "moved": DOUBLE, "apart": DOUBLE,
+    "n_rows": "i32", "x_rows": "i32", "width": "i32", "row_stride": "i32",
+}  # fmt: skip
+WHOLE = {
+    "x": HALF, "row_index": LONG, "open_rows": LONG, "n_open": LONG, "w": FLOAT, "centre": FLOAT, "bias": FLOAT,
+    "scale": FLOAT, "scores": DOUBLE, "first": "i32", "room": "i32", "n_rows": "i32", "x_rows": "i32",
+    "n_latents": "i32", "width": "i32", "x_row_stride": "i32", "w_stride": "i32",
+}  # fmt: skip
+WHOLE_SELECT = {
+    "scores": DOUBLE, "open_rows": LONG, "n_open": LONG, "best": DOUBLE, "found": INT, "first": "i32",
+    "n_latents": "i32", "per_row": "i32", "k": "i32",
 }  # fmt: skip
 DIVISIBLE = {
     "stride",
@@ -248,9 +264,30 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "rescore": (
         rescore_triton.rescore_kernel,
         RESCORED,
-        {"HAS_CENTRE": True, "HAS_SCALE": True, "PAIRS": 8, "CHANNELS": 128},
+        {"x_column_stride": 1, "HAS_INDEX": True, "HAS_CENTRE": True, "HAS_SCALE": True, "PAIRS": 8, "CHANNELS": 128},
         4,
     ),
+    "round_rows": (
+        rounding_triton.round_rows_kernel,
+        ROUNDED,
+        {"column_stride": 1, "HAS_INDEX": True, "HAS_CENTRE": True, "ROUND": True, "ROWS": 8, "BLOCK": 128},
+        4,
+    ),
+    "whole_scores": (
+        whole_rows_triton.whole_scores_kernel,
+        WHOLE,
+        {
+            "x_column_stride": 1,
+            "HAS_INDEX": True,
+            "HAS_CENTRE": True,
+            "HAS_SCALE": True,
+            "ROWS": 16,
+            "LATENTS": 8,
+            "CHANNELS": 16,
+        },
+        4,
+    ),
+    "whole_select": (whole_rows_triton.whole_select_kernel, WHOLE_SELECT, {"BLOCK": 1024}, 4),
     "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),
 }
 STAGES = {

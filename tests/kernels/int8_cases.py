@@ -5,7 +5,7 @@ import torch
 from saerl_fast import ops
 from saerl_fast.bench.data import encoder
 from saerl_fast.kernels import int8_screening
-from saerl_fast.kernels.int8_screening import screening_counts
+from saerl_fast.kernels.screening_counts import screening_counts
 
 
 def normal(*shape, seed=0):

@@ -41,7 +41,10 @@ MOST_REGISTERS = {
     "select": 80,
     "select_one": 40,
     "row_counts": 40,
-    "rescore": 128,
+    "rescore": 72,
+    "round_rows": 104,
+    "whole_scores": 88,
+    "whole_select": 96,
     "threshold": 88,
 }
 """A little above what triton 3.9 takes; 65,536 / threads is what a multiprocessor has."""

@@ -7,8 +7,7 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.errors import BackendUnavailable
-from saerl_fast.kernels import int8_product, int8_screening, native, threshold_int8
-from saerl_fast.kernels.int8_screening import screening_counts
+from saerl_fast.kernels import int8_product, int8_screening, native, screening_counts, threshold_int8
 from saerl_fast.ops import choice
 from saerl_fast.ops.choice import Call, pick
 from saerl_fast.ops.table import TABLE
@@ -72,9 +71,9 @@ def test_activations_of_an_sae_are_screened_and_not_scored_whole(change):
     arguments = change(zipf_encoder(300, 512, 8192))
     h = scores(arguments)
     theta = level(h, 32).expand(8192)
-    before = screening_counts()
+    before = ops.screening_counts()
     rows, whole, seen = whole_rows(lambda: encode(arguments, theta))
-    after = screening_counts()
+    after = ops.screening_counts()
     assert_kept(rows, h, theta)
     assert (whole, seen) == (0, 300)
     # the screening has to rule out nearly all, and what it scores in float64 is hardly more than what is kept
@@ -132,7 +131,7 @@ def test_a_row_beyond_the_limit_loses_none_wherever_it_stops(monkeypatch):
 def test_where_all_pass_nothing_is_cut_and_it_is_said(caplog):
     arguments = random_encoder(70, 65, 3000)
     arguments["b_enc"] += 1000
-    int8_screening._warn_of_whole_rows.cache_clear()
+    screening_counts._warn_of_whole_rows.cache_clear()
     with caplog.at_level(logging.WARNING):
         rows, whole, seen = whole_rows(lambda: encode(arguments, 1.0))
     assert whole == seen == 70

@@ -6,7 +6,9 @@ import torch
 from saerl_fast import ops
 from saerl_fast.errors import BackendUnavailable
 from saerl_fast.kernels import int8_product, int8_screening, int8_weights, native, topk_int8
-from saerl_fast.kernels.int8_screening import screening_counts
+from saerl_fast.kernels.input_norm import normalised
+from saerl_fast.kernels.screening_counts import screening_counts
+from saerl_fast.ops import TopKCodes
 from tests.kernels.int8_cases import (
     assert_best,
     encode,
@@ -206,6 +208,36 @@ def test_rows_scored_whole_have_the_bits_of_screened_rows(monkeypatch):
     scored_whole, whole, rows = whole_rows(lambda: encode(arguments, 24))
     assert whole > 0.9 * rows
     assert same(screened, scored_whole)
+
+
+def test_rows_say_whether_bounds_have_settled_them():
+    arguments = zipf_encoder(1100, 192, 3000)
+    arguments["x"][[3, 700, 1099]] = arguments["b_dec"]  # every score is its bias
+    arguments["x"][5, 0], arguments["x"][1030, 100] = torch.nan, torch.inf
+    arguments["b_enc"][:] = 0.3
+    (codes, certified), whole, _ = whole_rows(
+        lambda: ops.topk_encode_certified(**arguments, k=24, relu=False, backend="cpu_int8")
+    )
+    assert (~certified).nonzero()[:, 0].tolist() == [3, 5, 700, 1030, 1099]
+    assert whole == 5
+    assert_best(TopKCodes(codes.values[certified], codes.indices[certified]), scores(arguments)[certified], 24)
+    assert same(codes._replace(values=codes.values.nan_to_num(7)), _without_nan(encode(arguments, 24)))
+    reference, none = ops.topk_encode_certified(**arguments, k=24, relu=False, backend="reference")
+    assert torch.equal(codes.indices, reference.indices)
+    assert not none.any()
+
+
+def _without_nan(codes):
+    return codes._replace(values=codes.values.nan_to_num(7))
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm_rescale"])
+def test_normalised_rows_are_certified_too(norm):
+    arguments = zipf_encoder(60, 192, 3000) | {"row_index": torch.tensor([7, 0, 59, 7])}
+    codes, certified = ops.topk_encode_certified(**arguments, k=24, norm=norm, relu=False, backend="cpu_int8")
+    seen = normalised(arguments["x"][arguments.pop("row_index")], norm)
+    assert certified.all()
+    assert_best(codes, scores(arguments | {"x": seen}), 24)
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20, 1e-12, 1e12, 1e25, 3e38])

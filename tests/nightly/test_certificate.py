@@ -9,7 +9,7 @@ import torch
 
 from saerl_fast import ops
 from saerl_fast.kernels import int8_product, threshold_int8
-from saerl_fast.kernels.int8_screening import screening_counts
+from saerl_fast.kernels.screening_counts import screening_counts
 from tests.kernels.int8_cases import encode, zipf_encoder
 from tests.kernels.test_topk_int8 import bounds_and_scores
 from tests.nightly.sizes import daily_and_nightly

@@ -35,7 +35,11 @@ def test_automatic_falls_down_the_list_with_reasons():
     assert pick(broken, "op", CPU, None) == ("reference", ("cpu_int8: no VNNI", "cpu: no compiler"))
     assert pick(broken, "op", CUDA, None) == (
         "reference",
-        ("cuda: no nvcc", "triton: not written for this operation"),
+        (
+            "cuda: no nvcc",
+            "triton: not written for this operation",
+            "triton_bf16: not written for this operation",
+        ),
     )
 
 
