@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "row_loops.h"
 
@@ -21,7 +22,9 @@ ScreenedTopK::ScreenedTopK(int64_t k, int64_t limit, float trust, const ScreenKe
     : Screen(-kInfinity, limit, trust, kernels), k_(k) {}
 
 float ScreenedTopK::kth_lower(const Row& row) const {
-    return kernels_.kth_largest(row.lower, row.count, k_, row.scratch);
+    thread_local std::vector<int32_t> scratch;
+    if (static_cast<int64_t>(scratch.size()) < row.count) scratch.resize(static_cast<size_t>(row.count));
+    return kernels_.kth_largest(row.lower, row.count, k_, scratch.data());
 }
 
 // The k-th largest maximum of groups of columns: k columns at least reach it.

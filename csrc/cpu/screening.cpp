@@ -12,7 +12,7 @@ namespace saerl {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kSlack = 960;       // room beyond half as much again as a row holds
+constexpr int64_t kSlack = 640;       // room beyond half as much again as a row holds
 constexpr int64_t kSpareRoom = 2048;  // a larger room is not kept for the next row
 constexpr int64_t kWholeRows = 16;    // rows of all latents that one thread holds at a time
 
@@ -38,7 +38,7 @@ void Screen::Row::grow(int64_t least_room) {
     if (more <= room) return;
     // not set to anything
     std::unique_ptr<float[]> new_bounds(new float[static_cast<size_t>(2 * more)]);
-    std::unique_ptr<int32_t[]> new_numbers(new int32_t[static_cast<size_t>(2 * more)]);
+    std::unique_ptr<int32_t[]> new_numbers(new int32_t[static_cast<size_t>(more)]);
     std::copy_n(lower, count, new_bounds.get());
     std::copy_n(upper, count, new_bounds.get() + more);
     std::copy_n(columns, count, new_numbers.get());
@@ -47,7 +47,6 @@ void Screen::Row::grow(int64_t least_room) {
     lower = bounds.get();
     upper = lower + more;
     columns = numbers.get();
-    scratch = columns + more;
     room = more;
 }
 
@@ -103,7 +102,8 @@ void Screen::absorb_row(Row& row, const ProductRow& products, int64_t width) con
 void Screen::make_or_find_room(Row& row) const {
     make_room(row);
     row.whole = row.count > limit_;
-    if (!row.whole) row.grow(row.count * 3 / 2 + kSlack);
+    // where half of it is free again, it is enough
+    if (!row.whole && (full(row) || 2 * row.count >= row.room)) row.grow(row.count * 3 / 2 + kSlack);
 }
 
 std::vector<int64_t> Screen::rows_that_are(bool whole, int64_t begin, int64_t end) const {

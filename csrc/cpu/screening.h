@@ -85,7 +85,6 @@ class Screen {
 
         std::unique_ptr<float[]> bounds;
         std::unique_ptr<int32_t[]> numbers;
-        int32_t* scratch = nullptr;  // [room]
         float floor = 0;             // columns whose upper bound is below it were left out
         bool whole = false;
 

@@ -34,7 +34,7 @@ from saerl_fast.kernels.int8_weights import SAMPLE_ROWS, Int8WeightsCache, Quant
 
 TOKENS = 1024
 """Rows of one block: the weights are read from memory once for all of them."""
-FEW_TOKENS = 256
+FEW_TOKENS = 512
 """Rows of one block where the weights stay in the cache anyway, so that less has to be held."""
 CACHED_NUMBERS = 2**22
 """So many weights stay in the cache."""
