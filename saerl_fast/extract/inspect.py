@@ -55,7 +55,7 @@ def verify_store(folder: Path) -> Iterator[Finding]:
     if job is None or part is None:
         return
     yield from _verify_columns(folder, job)
-    if (folder / SANITY).exists():  # none where no text of the first shard had a token
+    if (folder / SANITY).exists():  # none where no text had a token
         yield from _checked(folder / SANITY, lambda: unseal(folder / SANITY))
     bad = False
     for finding in _verify_shards(folder, job, part):

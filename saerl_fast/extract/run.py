@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from saerl_fast.durable import check_place
@@ -21,7 +22,7 @@ from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import Fired, report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import Room, ShardRows, Tokens, featurize_shard, read_tokens
-from saerl_fast.extract.store import DONE, Batches, StoreWriter, missing_shards, read_shard
+from saerl_fast.extract.store import DONE, SANITY, Batches, StoreWriter, missing_shards, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import USABLE, SparseFeatures
 from saerl_fast.sae import SAE
@@ -53,21 +54,26 @@ class Task:
         return Ahead(tokens, shards, thread=self.reader.device.type == "cuda")
 
     def compute(
-        self, shard: int, read: Ahead[Tokens], advance: Callable[[int], Any], recorded: Batches | None = None
+        self,
+        shard: int,
+        read: Ahead[Tokens],
+        advance: Callable[[int], Any],
+        recorded: Batches | None = None,
+        sampled: bool = False,
     ) -> ShardRows:
-        """The rows of one shard. recorded: batches of an earlier run that ran out of memory."""
+        """The rows of one shard. recorded: batches of an earlier run that ran out of memory. sampled: with a sample of
+        the activations, for ``report_sanity``."""
         ids = [self.ids[row] for row in self.job.span(shard)]
         tokens = read.take(shard)
         rows = featurize_shard(
-            tokens, ids, self.reader, self.sae, self.settings, self.job, advance, recorded, self.room
+            tokens, ids, self.reader, self.sae, self.settings, self.job, advance, recorded, self.room, sampled
         )
         read.rest()
         return rows
 
-    def report_sanity(self, folder: Path | None) -> None:
-        """Whether the SAE fits, by the texts of the first shard; kept in a folder."""
-        first = [self.texts[row] for row in self.job.span(0)]
-        report_sanity(first, self.reader, self.sae, self.settings, folder)
+    def report_sanity(self, rows: Tensor | None, folder: Path | None) -> bool:
+        """Whether the SAE fits, by a sample of activations; kept in a folder. False where they do not tell."""
+        return rows is not None and report_sanity(rows, self.reader, self.sae, folder) is not None
 
     def fired(self) -> Fired:
         """To be shown every row of the run."""
@@ -86,15 +92,21 @@ class Finished:
         return Ahead(self._refuse, shards, thread=False)
 
     def compute(
-        self, shard: int, read: Ahead[Tokens], advance: Callable[[int], Any], recorded: Batches | None = None
+        self,
+        shard: int,
+        read: Ahead[Tokens],
+        advance: Callable[[int], Any],
+        recorded: Batches | None = None,
+        sampled: bool = False,
     ) -> ShardRows:
         self._refuse(shard)
 
     def _refuse(self, shard: int) -> NoReturn:
         raise IncompleteStoreError(f"shard {self.job.name_shards([shard])} has just vanished; run the same again")
 
-    def report_sanity(self, folder: Path | None) -> None:
+    def report_sanity(self, rows: Tensor | None, folder: Path | None) -> bool:
         """It was reported when the rows were made."""
+        return True
 
     def fired(self) -> None:
         """It was told when the rows were made."""
@@ -163,14 +175,16 @@ def write_features(
     ):
         if task.columns is not None:
             store.write_columns(task.columns)
-        task.report_sanity(folder)
+        judged = (folder / SANITY).exists()
         read = held.enter_context(task.read([shard for shard in store.shards if not store.has(shard)]))
         for shard in store.shards:
             if store.has(shard):
                 features = read_shard(folder, task.job, shard)
                 bar.update(len(features))
             else:
-                found = task.compute(shard, read, bar.update, store.split(shard))
+                found = task.compute(shard, read, bar.update, store.split(shard), not judged)
+                # before the shard: a run that goes on behind it has the file
+                judged = judged or task.report_sanity(found.sample, folder)
                 if found.split:
                     store.write_split(shard, found.batches)
                 store.write(shard, found.features, found.batches)
@@ -215,15 +229,16 @@ def _rows_added(folder: Path, task: Task) -> str:
 
 def compute_features(task: Task, *, each_shard: EachShard | None = None, progress: bool = True) -> SparseFeatures:
     """All rows in memory, nothing on the disk."""
-    parts, fired = [], task.fired()
-    task.report_sanity(None)
+    parts, fired, judged = [], task.fired(), False
     shards = range(task.job.shards)
     with (
         tqdm(total=task.job.rows, desc="featurize", unit="text", disable=not progress) as bar,
         task.read(shards) as read,
     ):
         for shard in shards:
-            parts.append(task.compute(shard, read, bar.update).features)
+            found = task.compute(shard, read, bar.update, sampled=not judged)
+            judged = judged or task.report_sanity(found.sample, None)
+            parts.append(found.features)
             fired.add(parts[-1])
             if each_shard is not None:
                 each_shard(parts[-1])

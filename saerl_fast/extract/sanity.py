@@ -16,23 +16,14 @@ from torch import Tensor
 
 from saerl_fast.durable import replace
 from saerl_fast.errors import MismatchWarning
-from saerl_fast.extract.batching import one_ahead
-from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.job import seal
 from saerl_fast.extract.reader import Reader, mismatches
-from saerl_fast.extract.settings import Settings
-from saerl_fast.extract.shard import read_tokens
 from saerl_fast.extract.store import SANITY
-from saerl_fast.extract.tokens import Text
 from saerl_fast.features import SparseFeatures
 from saerl_fast.sae import SAE, SAESanity, sanity
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_TEXTS = 64
-SAMPLE_TOKENS = 512
-SAMPLE_BATCH = 256
-"""Tokens of a batch at most: so few texts are of every length, and in one large batch half of it would be padding."""
 FEWEST_TOKENS = 64
 """Below this nothing is judged: the variance of so few tokens says little."""
 LEAST_EXPLAINED = 0.3
@@ -51,27 +42,19 @@ MOST_SILENT = 0.9
 """Texts of one subject leave many latents of a general SAE silent, but not nine of ten."""
 
 
-def report_sanity(
-    texts: Sequence[Text], reader: Reader, sae: SAE, settings: Settings, folder: Path | None
-) -> dict[str, Any] | None:
-    """Measure, log, warn (MismatchWarning), and keep ``sanity.json`` in the folder; None where no text has a token.
+def report_sanity(rows: Tensor, reader: Reader, sae: SAE, folder: Path | None) -> dict[str, Any] | None:
+    """Measure, log, warn (MismatchWarning), and keep ``sanity.json`` in the folder; None where nothing can be said.
 
-    texts: those of the first shard, of which up to SAMPLE_TEXTS, evenly spread, are read. A run that goes on has
-    the file and is not measured again.
+    rows: activations [N, D] (or [N, heads, D / heads]) of a sample of tokens (sample.py).
     """
-    if folder is not None and (folder / SANITY).exists():
-        return None
-    try:
-        rows = sample_rows(texts, reader, sae, settings)
-    except torch.OutOfMemoryError as error:
-        logger.warning("sanity: not measured, the device had no room for a sample of tokens (%s)", error)
-        return None
-    if not len(rows):
-        return None
     finite = rows.isfinite().flatten(1).all(dim=1)
     if not bool(finite.any()):
         return None
-    found = sanity(sae, rows[finite])
+    try:
+        found = sanity(sae, rows[finite])
+    except torch.OutOfMemoryError as error:
+        logger.warning("sanity: not measured, the device had no room for a sample of tokens (%s)", error)
+        return None
     measured = what_is_off(found, sae, int(finite.sum()))
     report = {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
     report |= {
@@ -89,30 +72,6 @@ def report_sanity(
         replace(folder / SANITY, seal(report))
     _say(report, measured)
     return report
-
-
-def sample_rows(texts: Sequence[Text], reader: Reader, sae: SAE, settings: Settings) -> Tensor:
-    """Activations [N, D] (or [N, heads, D / heads]) of the pooled tokens of a few texts, N about SAMPLE_TOKENS."""
-    step = max(1, len(texts) // SAMPLE_TEXTS)
-    chosen = texts[::step][:SAMPLE_TEXTS]
-    tokens = []
-    for text in read_tokens(chosen, reader, settings)[0]:
-        tokens.append(text)
-        if sum(map(len, tokens)) >= SAMPLE_TOKENS:
-            break
-    budget = min(SAMPLE_BATCH, settings.tokens_per_batch)
-    groups = settings.layout.group([len(text) for text in tokens], budget)
-    collated = (
-        settings.layout.collate([tokens[row] for row in rows], reader.pad_id, settings.padding_side, reader.device)
-        for rows in groups
-    )
-    found = []
-    with Capture(reader.model, reader.hook) as capture, settings.layout.on(reader.model), torch.inference_mode():
-        for batch in one_ahead(collated):
-            hidden = capture(batch)
-            flat = hidden.flatten(0, 1) if sae.flatten_heads else hidden.reshape(-1, hidden.shape[-1])
-            found.append(flat.index_select(0, batch.kept))
-    return torch.cat(found) if found else torch.empty(0, sae.d_in)
 
 
 def promised_l0(sae: SAE) -> float | None:

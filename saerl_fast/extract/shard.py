@@ -26,6 +26,7 @@ from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.held import Held
 from saerl_fast.extract.job import Job
 from saerl_fast.extract.reader import Reader
+from saerl_fast.extract.sample import Sample
 from saerl_fast.extract.settings import Settings
 from saerl_fast.extract.store import Batches
 from saerl_fast.extract.tokens import Text, TokenizedText, tokenize
@@ -46,8 +47,9 @@ class Room:
 class _Gathered:
     """What the batches of one shard left on the device."""
 
-    def __init__(self, sae: SAE, settings: Settings, room: Room) -> None:
+    def __init__(self, sae: SAE, settings: Settings, room: Room, sample: Sample | None) -> None:
         self._sae, self._pool, self._room = sae, settings.pool, room
+        self.sample = sample
         self.rows: list[NDArray[np.int64]] = []
         self.pooled: list[ops.SpacedRows] = []
         """Of one batch or of several in a row."""
@@ -74,6 +76,8 @@ class ShardRows(NamedTuple):
     features: SparseFeatures
     batches: list[tuple[int, int]]
     split: bool
+    sample: Tensor | None = None
+    """Activations of some of its tokens, where they were asked for and there are any."""
 
 
 class Tokens(NamedTuple):
@@ -93,16 +97,18 @@ def featurize_shard(
     advance: Any,
     recorded: Batches | None = None,
     room: Room | None = None,
+    sampled: bool = False,
 ) -> ShardRows:
     """One shard from the tokens of its texts to rows in their order; the device is waited for once, at the end.
 
     recorded: the batches of an earlier run that was split for want of memory, to be taken again. room: what the codes
-    of a token may take; the shards of a run share it.
+    of a token may take; the shards of a run share it. sampled: hand out a sample of the activations too.
     """
     tokens, owner = read
     heads = np.diff(owner, prepend=-1)
     room = room or Room()
-    gathered = _Gathered(sae, settings, room)
+    sample = Sample(sum(int(text.pooled.sum()) for text in tokens)) if sampled else None
+    gathered = _Gathered(sae, settings, room, sample)
     advance(sum(len(text) == 0 for text in tokens))
     lengths = [len(text) for text in tokens]
     groups = settings.layout.group(lengths, settings.tokens_per_batch)
@@ -133,7 +139,8 @@ def featurize_shard(
     features = _assemble(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
     if len(owner) > len(ids):
         features = merge_windows(features, owner, ids, settings.pool)
-    return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None)
+    rows = None if sample is None else sample.rows()
+    return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None, rows)
 
 
 def read_tokens(texts: Sequence[Text], reader: Reader, settings: Settings) -> Tokens:
@@ -171,8 +178,11 @@ def _featurize_batch(
         kept, lengths = flat.index_select(0, batch.kept).float(), upload(batch.offsets.diff(), flat.device)
         # unsafe: the lengths are not read back to be checked
         hidden = torch.segment_reduce(kept, "mean", lengths=lengths, axis=0, unsafe=True)
+    sampled = None if gathered.sample is None else gathered.sample.of(flat, batch.kept)
     gathered.held.add(flat, batch.kept, batch.offsets)
     # nothing behind this line can run out of memory: a batch is gathered whole or not at all
+    if gathered.sample is not None and sampled is not None:
+        gathered.sample.take(sampled, len(batch.kept))
     if hidden is not None:
         gathered.hidden.append(hidden)
     gathered.rows.append(rows)

@@ -67,15 +67,18 @@ class Known(Task):
     def read(self, shards):
         return nullcontext()
 
-    def compute(self, shard, read, advance, recorded=None):
+    def compute(self, shard, read, advance, recorded=None, sampled=False):
         self.reach("begun", shard)
         with open(self.log, "ab") as file:
             file.write(b".")
         self.reach("computed", shard)
         return ShardRows(self.computed[shard], [(SHARD_ROWS, 7)], split=False)
 
-    def report_sanity(self, folder):
-        pass
+    def report_sanity(self, rows, folder):
+        return True
+
+    def fired(self):
+        return None
 
 
 def run(folder, computed, log, reach=lambda *_: None):

@@ -10,6 +10,7 @@ import torch
 
 from saerl_fast import featurize
 from saerl_fast.errors import InputError, MismatchWarning
+from saerl_fast.extract.sample import Sample
 from saerl_fast.extract.sanity import Fired, promised_l0, what_is_off
 from saerl_fast.extract.store import SANITY
 from saerl_fast.formats import load_sae
@@ -115,19 +116,39 @@ def test_what_is_off_is_judged_by_what_was_promised():
     assert promised_l0(tiny.sae("standard")) is None
 
 
-def test_no_room_for_the_sample_is_said_and_ends_nothing(caplog):
-    model, calls = tiny.causal_lm(), []
+def test_no_room_for_the_sample_is_said_and_ends_nothing(monkeypatch, caplog):
+    def no_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def once(*_):
-        calls.append(1)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = model.model.layers[0].register_forward_hook(once)
-    features = featurize(tiny.texts(3), model, fitting_sae(), tokenizer=tiny.tokenizer(), progress=False)
-    handle.remove()
+    monkeypatch.setattr("saerl_fast.extract.sanity.sanity", no_room)
+    features = featurize(tiny.texts(3), tiny.causal_lm(), fitting_sae(), tokenizer=tiny.tokenizer(), progress=False)
     assert len(features) == 3
     assert "sanity: not measured, the device had no room" in caplog.text
+
+
+def test_the_sample_is_even_and_of_every_batch(monkeypatch):
+    for tokens in (1, 511, 512, 1023, 1024, 5000):
+        rows = torch.arange(3.0 * tokens)[:, None]
+        kept = torch.arange(0, 3 * tokens, 3)
+        sample = Sample(tokens)
+        for part in kept.split(7):
+            sample.of(rows, part)  # a batch that ran out of memory comes again
+            sample.take(sample.of(rows, part), len(part))
+        assert torch.equal(sample.rows(), rows[kept[:: max(1, tokens // 512)]])
+    assert Sample(0).rows() is None
+
+
+def test_the_first_shard_that_tells_anything_is_judged_and_the_run_reads_no_token_twice(tmp_path, monkeypatch):
+    from saerl_fast.extract.capture import Capture
+
+    seen, real = [], Capture.__call__
+    monkeypatch.setattr(Capture, "__call__", lambda self, batch: seen.append(len(batch.kept)) or real(self, batch))
+    texts = [*[""] * 10, *tiny.texts(30)]
+    call = {"tokenizer": tiny.tokenizer(), "shard_rows": 10, "progress": False}
+    features = featurize(texts, tiny.causal_lm(), fitting_sae(), out=tmp_path, **call)
+    assert sum(seen) == features.n_tokens.sum()
+    found = json.loads((tmp_path / SANITY).read_text())
+    assert found["rows"] == features.n_tokens[10:20].sum()
 
 
 def test_norms_are_judged_and_are_not_where_there_are_none():
