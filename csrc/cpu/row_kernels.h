@@ -31,10 +31,6 @@ static inline bool full(const Hits& hits) {
     return hits.count > Hits::kRoom - Hits::kWidestStep;
 }
 
-// Appends scores >= floor among the columns [begin, end) to `hits`. Returns the column where it stopped:
-// `end`, or earlier because `hits` is full or a NaN was met (hits.nan).
-using Collect = int64_t (*)(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits);
-
 struct RowKernels {
     const char* name;
 
@@ -42,11 +38,22 @@ struct RowKernels {
     // reported by returning true. `group` is a multiple of 16.
     bool (*group_maxima)(const ScoreRow& row, int64_t width, int64_t group, float* maxima);
 
+    // maxima[g] = the largest score among the columns g, g + groups and so on of [0, width), but for a few at the end; NaN
+    // is passed over. `groups` is a multiple of 16 and not above `width`.
+    void (*strided_maxima)(const ScoreRow& row, int64_t width, int64_t groups, float* maxima);
+
     // The k-th largest of them (row_loops.h).
     float (*kth_largest)(const float* values, int64_t count, int64_t k, int32_t* scratch);
 
-    Collect collect;             // for any columns
-    Collect collect_from_group;  // for columns that hold a hit somewhere and no NaN: no branch to mispredict
+    // Appends scores >= floor among the columns [begin, end) to `hits`. Returns the column where it stopped: `end`, or
+    // earlier because `hits` is full or a NaN was met (hits.nan).
+    int64_t (*collect)(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits);
+
+    // Hits become keys (row_loops.h).
+    void (*pack_keys)(const Hits& hits, int64_t first_column, uint64_t* keys);
+
+    // Leaves the k best keys (row_loops.h).
+    uint32_t (*keep_best)(uint64_t* keys, int64_t count, int64_t k, int32_t* ordered);
 
     // Places in descending order (row_loops.h), quicker than sorting for up to `rank_limit` keys.
     void (*rank_keys)(const uint64_t* keys, int64_t count, int64_t* ranks);

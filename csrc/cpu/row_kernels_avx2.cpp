@@ -56,6 +56,18 @@ bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxi
     return _mm256_movemask_ps(unordered) != 0;
 }
 
+void strided_maxima(const ScoreRow& row, int64_t width, int64_t groups, float* maxima) {
+    for (int64_t first = 0; first < groups; first += 2 * kLanes) {
+        __m256 one = _mm256_set1_ps(-__builtin_inff()), two = one;
+        for (int64_t j = first; j + 2 * kLanes <= width; j += groups) {
+            one = _mm256_max_ps(score(row, j), one);  // in this order a NaN leaves the maximum as it is
+            two = _mm256_max_ps(score(row, j + kLanes), two);
+        }
+        _mm256_storeu_ps(maxima + first, one);
+        _mm256_storeu_ps(maxima + first + kLanes, two);
+    }
+}
+
 // `reached` has one bit per lane that is not below the floor; false when one of them is NaN
 inline bool append(__m256 value, unsigned reached, int64_t j, Hits& hits) {
     if (reached & static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(value, value, _CMP_UNORD_Q))))
@@ -102,7 +114,8 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kAvx2Kernels = {"avx2", group_maxima, kth_largest, collect, collect, rank_keys, 160};
+const RowKernels kAvx2Kernels = {"avx2",    group_maxima, strided_maxima, kth_largest, collect,
+                                 pack_keys, keep_best,    rank_keys,      160};
 
 }  // namespace saerl
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kStep = 4 * kLanes;
+constexpr int64_t kMasks = 32;
 
 inline __m512 score(const ScoreRow& row, int64_t j) {
     __m512 value = _mm512_loadu_ps(row.scores + j);
@@ -53,64 +54,78 @@ bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxi
     return unordered != 0;
 }
 
-// Append the lanes of `value` whose bit is set in `reached`.
-inline void append(__m512 value, __mmask16 reached, int64_t j, Hits& hits) {
+// Up to `kVectors` maxima at a time stay in registers.
+template <int kVectors>
+inline void maxima_of(const ScoreRow& row, int64_t width, int64_t first, int64_t groups, float* maxima) {
+    __m512 largest[kVectors];
+    for (__m512& v : largest) v = _mm512_set1_ps(-__builtin_inff());
+    for (int64_t j = first; j + kVectors * kLanes <= width; j += groups) {
+        for (int i = 0; i < kVectors; ++i) {
+            // in this order a NaN leaves the maximum as it is
+            largest[i] = _mm512_max_ps(score(row, j + i * kLanes), largest[i]);
+        }
+    }
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(maxima + first + i * kLanes, largest[i]);
+}
+
+void strided_maxima(const ScoreRow& row, int64_t width, int64_t groups, float* maxima) {
+    int64_t first = 0;
+    for (; first + kStep <= groups; first += kStep) maxima_of<4>(row, width, first, groups, maxima);
+    for (; first < groups; first += kLanes) maxima_of<1>(row, width, first, groups, maxima);
+}
+
+// Append the lanes of `value` whose bit is set in `reached`. Returns the new count.
+inline int64_t append(__m512 value, __mmask16 reached, int64_t j, Hits& hits, int64_t count) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i column = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(j)), lane);
     // whole vectors are stored and only the first lanes counted: compressing stores are slow on some machines
-    _mm512_storeu_ps(hits.values + hits.count, _mm512_maskz_compress_ps(reached, value));
-    _mm512_storeu_si512(hits.columns + hits.count, _mm512_maskz_compress_epi32(reached, column));
-    hits.count += __builtin_popcount(reached);
+    _mm512_storeu_ps(hits.values + count, _mm512_maskz_compress_ps(reached, value));
+    _mm512_storeu_si512(hits.columns + count, _mm512_maskz_compress_epi32(reached, column));
+    return count + __builtin_popcount(reached);
 }
 
 inline bool has_nan(__m512 value, __mmask16 reached) {
     return _mm512_mask_cmp_ps_mask(reached, value, value, _CMP_UNORD_Q) != 0;
 }
 
-int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
+// First the masks of 512 columns, without a branch, then the vectors in which a bit is set: a branch for each vector would
+// be mispredicted too often.
+int64_t collect(const ScoreRow& given, int64_t begin, int64_t end, float floor, Hits& hits) {
+    const ScoreRow row = given;  // as far as the compiler knows, hits may lie there
     const __m512 floors = _mm512_set1_ps(floor);
-    int64_t j = begin;
-    for (; j + kStep <= end; j += kStep) {
-        if (full(hits)) return j;
-        __m512 value[4];
-        __mmask16 reached[4];
-        for (int i = 0; i < 4; ++i) {
-            value[i] = score(row, j + i * kLanes);
-            // "not less than" holds for NaN too, so that the common path needs one comparison
-            reached[i] = _mm512_cmp_ps_mask(value[i], floors, _CMP_NLT_UQ);
+    int64_t count = hits.count;
+    for (int64_t first = begin; first < end; first += kMasks * kLanes) {
+        const int64_t whole = (end - first) / kLanes < kMasks ? (end - first) / kLanes : kMasks;
+        __mmask16 reached[kMasks];
+        uint32_t any = 0;
+        for (int64_t i = 0; i < whole; ++i) {
+            // "not less than" holds for NaN too
+            reached[i] = _mm512_cmp_ps_mask(score(row, first + i * kLanes), floors, _CMP_NLT_UQ);
+            any |= static_cast<uint32_t>(reached[i] != 0) << i;
         }
-        if (!(reached[0] | reached[1] | reached[2] | reached[3])) continue;
-        for (int i = 0; i < 4; ++i) {
-            if (has_nan(value[i], reached[i])) return hits.nan = true, j;
-            if (reached[i]) append(value[i], reached[i], j + i * kLanes, hits);
+        if (whole < kMasks && first + whole * kLanes < end) {
+            const int64_t j = first + whole * kLanes;
+            const __mmask16 inside = first_lanes(end - j);
+            const __m512 value = score_tail(row, j, inside);
+            reached[whole] = _mm512_mask_cmp_ps_mask(inside, value, floors, _CMP_NLT_UQ);
+            any |= static_cast<uint32_t>(reached[whole] != 0) << whole;
+        }
+        for (; any != 0; any &= any - 1) {
+            const int64_t i = __builtin_ctz(any), j = first + i * kLanes;
+            const __m512 value = score_tail(row, j, reached[i]);
+            hits.nan = has_nan(value, reached[i]);
+            if (hits.nan || count > Hits::kRoom - kLanes) return hits.count = count, j;
+            count = append(value, reached[i], j, hits, count);
         }
     }
-    for (; j < end; j += kLanes) {
-        if (full(hits)) return j;
-        const __mmask16 inside = first_lanes(end - j < kLanes ? end - j : kLanes);
-        const __m512 value = score_tail(row, j, inside);
-        const __mmask16 reached = _mm512_mask_cmp_ps_mask(inside, value, floors, _CMP_NLT_UQ);
-        if (has_nan(value, reached)) return hits.nan = true, j;
-        append(value, reached, j, hits);
-    }
-    return end;
-}
-
-int64_t collect_from_group(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
-    const __m512 floors = _mm512_set1_ps(floor);
-    for (int64_t j = begin; j < end; j += kLanes) {
-        if (full(hits)) return j;
-        const __mmask16 inside = first_lanes(end - j < kLanes ? end - j : kLanes);
-        const __m512 value = score_tail(row, j, inside);
-        append(value, _mm512_mask_cmp_ps_mask(inside, value, floors, _CMP_GE_OQ), j, hits);
-    }
+    hits.count = count;
     return end;
 }
 
 }  // namespace
 
-const RowKernels kAvx512Kernels = {"avx512",           group_maxima, kth_largest, collect,
-                                   collect_from_group, rank_keys,    160};
+const RowKernels kAvx512Kernels = {"avx512",  group_maxima, strided_maxima, kth_largest, collect,
+                                   pack_keys, keep_best,    rank_keys,      160};
 
 }  // namespace saerl
 

@@ -45,6 +45,11 @@ bool group_maxima(const ScoreRow& row, int64_t width, int64_t group, float* maxi
     return unordered != 0;
 }
 
+void strided_maxima(const ScoreRow& row, int64_t width, int64_t groups, float* maxima) {
+    for (int64_t g = 0; g < groups; ++g) maxima[g] = -__builtin_inff();
+    for (int64_t j = 0; j < width; ++j) maxima[j % groups] = larger(score(row, j), maxima[j % groups]);
+}
+
 int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hits& hits) {
     for (int64_t j = begin; j < end; j += kStep) {
         if (full(hits)) return j;
@@ -68,6 +73,7 @@ int64_t collect(const ScoreRow& row, int64_t begin, int64_t end, float floor, Hi
 
 }  // namespace
 
-const RowKernels kPlainKernels = {"plain", group_maxima, kth_largest, collect, collect, rank_keys, 0};
+const RowKernels kPlainKernels = {
+    "plain", group_maxima, strided_maxima, kth_largest, collect, pack_keys, keep_best, rank_keys, 0};
 
 }  // namespace saerl

@@ -15,17 +15,9 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kSmallestGroup = 16;
 constexpr int64_t kLargestGroup = 256;
+constexpr int64_t kStripeStep = 16;
+constexpr int64_t kCut = 4;             // candidates for each that is kept, before they are cut back
 constexpr int64_t kGatherWidth = 4096;  // columns copied at a time when they do not lie side by side
-
-// A score and its column as one number: the larger key is the larger score, or the lower column of
-// equal ones.
-uint64_t key_of(float value, int64_t column) {
-    value += 0.0f;  // -0 becomes +0
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<uint64_t>(bits) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(column));
-}
 
 float value_of(uint64_t key) {
     uint32_t bits = static_cast<uint32_t>(key >> 32);
@@ -44,6 +36,17 @@ int64_t group_width(int64_t width, int64_t k) {
     int64_t group = kLargestGroup;
     while (group >= kSmallestGroup && width / group < 2 * k) group /= 2;
     return group >= kSmallestGroup ? group : 0;
+}
+
+// So many groups, of columns that lie as many apart, where the row is too short for groups side by side; or 0.
+int64_t stripes(int64_t width, int64_t k) {
+    const int64_t groups = (2 * k + kStripeStep - 1) / kStripeStep * kStripeStep;
+    return width >= 2 * groups ? groups : 0;
+}
+
+// The candidates of a row that comes next, and where more of them will be written.
+void prefetch(const RowState& state) {
+    for (int64_t i = 0; i <= state.held + 16; i += 8) __builtin_prefetch(state.keys + i, 1);
 }
 
 }  // namespace
@@ -75,26 +78,39 @@ void RowSelect::absorb_stretch(RowState& state, const ScoreRow& stretch, int64_t
     hits_.nan = false;
     const int64_t group = state.held == 0 ? group_width(width, k_) : 0;
     if (group == 0) {
-        scan(kernels_.collect, state, stretch, 0, width, first_column);
+        const int64_t groups = state.held == 0 ? stripes(width, k_) : 0;
+        if (groups > 0) set_floor_from_stripes(state, stretch, width, groups);
+        scan(state, stretch, 0, width, first_column);
     } else {
         set_floor_from_groups(state, stretch, width, group);
         for (const int64_t begin : reaching_) {
             const int64_t end = std::min(begin + group, width);
-            scan(kernels_.collect_from_group, state, stretch, begin, end, first_column);
+            scan(state, stretch, begin, end, first_column);
         }
     }
     hold_hits(state, first_column);
     // a tighter floor for the blocks to come
-    if (state.held >= 2 * k_) cut_back(state);
+    if (state.held >= kCut * k_) cut_back(state);
+}
+
+void RowSelect::set_floor(RowState& state) {
+    if (ordered_.size() < maxima_.size()) ordered_.resize(maxima_.size());
+    const int64_t count = static_cast<int64_t>(maxima_.size());
+    state.floor = kernels_.kth_largest(maxima_.data(), count, k_, ordered_.data());
+}
+
+void RowSelect::set_floor_from_stripes(RowState& state, const ScoreRow& stretch, int64_t width,
+                                       int64_t groups) {
+    maxima_.resize(static_cast<size_t>(groups));
+    kernels_.strided_maxima(stretch, width, groups, maxima_.data());
+    set_floor(state);
 }
 
 void RowSelect::set_floor_from_groups(RowState& state, const ScoreRow& stretch, int64_t width,
                                       int64_t group) {
     maxima_.resize(static_cast<size_t>((width + group - 1) / group));
     state.nan |= kernels_.group_maxima(stretch, width, group, maxima_.data());
-    ordered_.resize(maxima_.size());
-    state.floor =
-        kernels_.kth_largest(maxima_.data(), static_cast<int64_t>(maxima_.size()), k_, ordered_.data());
+    set_floor(state);
     reaching_.resize(maxima_.size());
     size_t listed = 0;
     for (size_t g = 0; g < maxima_.size(); ++g) {
@@ -104,10 +120,10 @@ void RowSelect::set_floor_from_groups(RowState& state, const ScoreRow& stretch, 
     reaching_.resize(listed);
 }
 
-void RowSelect::scan(Collect collect, RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
+void RowSelect::scan(RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
                      int64_t first_column) {
     while (!state.nan) {
-        begin = collect(stretch, begin, end, state.floor, hits_);
+        begin = kernels_.collect(stretch, begin, end, state.floor, hits_);
         state.nan |= hits_.nan;
         if (begin == end) return;
         hold_hits(state, first_column);
@@ -116,9 +132,7 @@ void RowSelect::scan(Collect collect, RowState& state, const ScoreRow& stretch, 
 
 // Move the hits to the candidates.
 void RowSelect::hold_hits(RowState& state, int64_t first_column) {
-    uint64_t* next = state.keys + state.held;
-    for (int64_t i = 0; i < hits_.count; ++i)
-        next[i] = key_of(hits_.values[i], first_column + hits_.columns[i]);
+    kernels_.pack_keys(hits_, first_column, state.keys + state.held);
     state.held += hits_.count;
     hits_.count = 0;
     if (state.held > capacity(k_) - Hits::kRoom) cut_back(state);
@@ -126,10 +140,11 @@ void RowSelect::hold_hits(RowState& state, int64_t first_column) {
 
 // Keep the best k. A later score lies further right and loses a tie, so it has to be above the k-th.
 void RowSelect::cut_back(RowState& state) {
-    uint64_t* kth = state.keys + (k_ - 1);
-    std::nth_element(state.keys, kth, state.keys + state.held, std::greater<uint64_t>());
+    if (static_cast<int64_t>(ordered_.size()) < state.held)
+        ordered_.resize(static_cast<size_t>(capacity(k_)));
+    const uint32_t kth = kernels_.keep_best(state.keys, state.held, k_, ordered_.data());
     state.held = k_;
-    state.floor = std::nextafter(value_of(*kth), kInfinity);
+    state.floor = std::nextafter(value_of(static_cast<uint64_t>(kth) << 32), kInfinity);
 }
 
 void RowSelect::finish(RowState& state, float* values, int32_t* columns, bool relu) {
@@ -143,15 +158,13 @@ void RowSelect::finish(RowState& state, float* values, int32_t* columns, bool re
         values[place] = relu && !(value > 0) ? 0.0f : value;
         columns[place] = column_of(key);
     };
-    if (state.held > std::max(k_, kernels_.rank_limit)) cut_back(state);
+    if (state.held > k_) cut_back(state);
     if (state.held <= kernels_.rank_limit) {
         int64_t count = state.held;
         while (count % kRankStep != 0) state.keys[count++] = 0;
         ranks_.resize(static_cast<size_t>(count));
         kernels_.rank_keys(state.keys, count, ranks_.data());
-        for (int64_t i = 0; i < state.held; ++i) {
-            if (ranks_[i] < k_) write(ranks_[i], state.keys[i]);
-        }
+        for (int64_t i = 0; i < state.held; ++i) write(ranks_[i], state.keys[i]);
     } else {
         std::sort(state.keys, state.keys + k_, std::greater<uint64_t>());
         for (int64_t i = 0; i < k_; ++i) write(i, state.keys[i]);
@@ -168,7 +181,10 @@ RunningTopK::RunningTopK(int64_t rows, int64_t k, const RowKernels& kernels)
 void RunningTopK::absorb(const ScoreBlock& block, int64_t threads) {
     for_row_ranges(rows(), threads, [&](int64_t begin, int64_t end) {
         RowSelect select(k_, kernels_);
-        for (int64_t row = begin; row < end; ++row) select.absorb(rows_[row], block, row);
+        for (int64_t row = begin; row < end; ++row) {
+            if (row + 1 < end) prefetch(rows_[row + 1]);
+            select.absorb(rows_[row], block, row);
+        }
     });
     columns_seen_ += block.width;
 }

@@ -5,7 +5,8 @@
 // Floor:  reading each score once (rows * width * 4 bytes).
 // Trick:  cut the row into groups and take the k-th largest *group maximum* t. The k groups that reach t hold
 //         k distinct scores >= t, so the k-th largest score is >= t too, and only those groups have to be
-//         looked into; about 1.1 k scores pass. Nothing is bounded by hope: when the candidates outgrow their
+//         looked into; about 1.1 k scores pass. (Of a short row the groups are columns that lie apart, whose maxima
+//         take no adding up of lanes, and all of it is looked into.) Nothing is bounded by hope: when the candidates outgrow their
 //         buffer they are cut back to the best k, which raises the floor, and the scan goes on.
 //
 // A row may come in several blocks of columns, left to right: a matrix product makes them one by one, and
@@ -37,7 +38,7 @@ struct ScoreBlock {
 
 // What is known of one row so far.
 struct RowState {
-    uint64_t* keys;  // INOUT  the candidates: score and column packed so that the larger key is the better
+    uint64_t* keys;  // INOUT  the candidates, columns ascending (pack_keys in row_loops.h)
     int64_t held;    // number of candidates
     float floor;     // a score below it cannot be among the k largest
     bool nan;
@@ -49,7 +50,7 @@ class RowSelect {
     RowSelect(int64_t k, const RowKernels& kernels) : k_(k), kernels_(kernels) {}
 
     // keys that a row needs: the k, room for a full buffer of hits, and as much again so that cuts are rare
-    static int64_t capacity(int64_t k) { return 2 * k + 2 * Hits::kRoom; }
+    static int64_t capacity(int64_t k) { return 4 * k + 2 * Hits::kRoom; }
     static RowState start(uint64_t* keys);
 
     // Take row `row` of the block.
@@ -63,9 +64,10 @@ class RowSelect {
 
   private:
     void absorb_stretch(RowState& state, const ScoreRow& stretch, int64_t width, int64_t first_column);
+    void set_floor(RowState& state);
+    void set_floor_from_stripes(RowState& state, const ScoreRow& stretch, int64_t width, int64_t groups);
     void set_floor_from_groups(RowState& state, const ScoreRow& stretch, int64_t width, int64_t group);
-    void scan(Collect collect, RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end,
-              int64_t first_column);
+    void scan(RowState& state, const ScoreRow& stretch, int64_t begin, int64_t end, int64_t first_column);
     void hold_hits(RowState& state, int64_t first_column);
     void cut_back(RowState& state);
 

@@ -17,8 +17,8 @@ from saerl_fast.kernels.precision import full_float32
 
 TOKENS = 1024
 """Rows of one block: with fewer the product itself is slower (256 rows cost a third more)."""
-BLOCK_NUMBERS = 2**22
-"""Numbers in the buffer (16 MB): 4,096 latents for a full block of tokens, more for fewer tokens."""
+BLOCK_NUMBERS = 2**19
+"""Numbers in the buffer (2 MB, of which the cache keeps most): 512 latents for a full block of tokens, more for fewer."""
 CANDIDATE_NUMBERS = 2**24
 """Upper bound on the candidates held for one block of tokens, so that a large k takes fewer tokens."""
 
@@ -36,7 +36,7 @@ def encode(
     """The contract of `ops.topk_encode`; arguments are checked, none is float64."""
     n_rows = x.shape[0] if row_index is None else row_index.shape[0]
     n_latents = w_enc.shape[0]
-    tokens = max(1, min(TOKENS, n_rows, CANDIDATE_NUMBERS // (2 * k + 512)))
+    tokens = max(1, min(TOKENS, n_rows, CANDIDATE_NUMBERS // (4 * k + 512)))
     latents = min(n_latents, BLOCK_NUMBERS // tokens)
     buffer = torch.empty(tokens * latents, dtype=torch.float32)
     values = torch.empty(n_rows, k, dtype=torch.float32)

@@ -46,8 +46,8 @@ POOL = "csrc/cpu/segment_pool.cpp"
 PLANTED = (
     Planted(
         "csrc/cpu/topk_select.cpp",
-        "if (ranks_[i] < k_) write(ranks_[i], state.keys[i]);",
-        "if (ranks_[i] <= k_) write(ranks_[i], state.keys[i]);",
+        "write(ranks_[i], state.keys[i]);",
+        "write(ranks_[i] + 1, state.keys[i]);",
         "tests/kernels/test_native.py::test_every_width_and_k",
         "heap-buffer-overflow",
     ),

@@ -47,10 +47,49 @@ SEEDS = (
     seed(
         "ties go to the higher index",
         SPECIAL_VALUES,
-        (SELECT_CPP, "(0xFFFFFFFFu - static_cast<uint32_t>(column))", "static_cast<uint32_t>(column)"),
+        (
+            "csrc/cpu/row_loops.h",
+            "(first - static_cast<uint32_t>(hits.columns[i]))",
+            "static_cast<uint32_t>(first_column + hits.columns[i])",
+        ),
         (SELECT_CPP, "0xFFFFFFFFu - static_cast<uint32_t>(key)", "static_cast<uint32_t>(key)"),
     ),
-    seed("k - 1 kept", "tests/kernels/test_native.py", (SELECT_CPP, "if (ranks_[i] < k_)", "if (ranks_[i] < k_ - 1)")),
+    seed(
+        "k - 1 kept",
+        "tests/kernels/test_native.py",
+        (
+            "csrc/cpu/row_loops.h",
+            "move_best(keys, count, kth, k - above);",
+            "move_best(keys, count, kth, k - above - 1);",
+        ),
+    ),
+    seed(
+        "floor of a row raised by one unit in the last place",
+        "tests/kernels/test_select_floor.py",
+        (
+            SELECT_CPP,
+            "state.floor = kernels_.kth_largest(maxima_.data(), count, k_, ordered_.data());",
+            "state.floor = std::nextafter(kernels_.kth_largest(maxima_.data(), count, k_, ordered_.data()), kInfinity);",
+        ),
+    ),
+    seed(
+        "last group of a row passed over",
+        "tests/kernels/test_select_floor.py",
+        (
+            SELECT_CPP,
+            "for (size_t g = 0; g < maxima_.size(); ++g) {",
+            "for (size_t g = 0; g + 1 < maxima_.size(); ++g) {",
+        ),
+    ),
+    seed(
+        "a vector of maxima left as it was",
+        "tests/kernels/test_select_floor.py",
+        (
+            "csrc/cpu/row_kernels_avx512.cpp",
+            "first < groups; first += kLanes) maxima_of<1>",
+            "first + kLanes < groups; first += kLanes) maxima_of<1>",
+        ),
+    ),
     seed(
         "candidates cut off where their buffer is full",
         "tests/kernels/test_native.py",
@@ -84,8 +123,9 @@ SEEDS = (
         "tests/ops/test_op_table.py tests/ops/test_processes.py",
         (
             SELECT_CPP,
-            "RowSelect select(k_, kernels_);\n        for (int64_t row = begin; row < end; ++row) select.absorb",
-            "static RowSelect select(k_, kernels_);\n        for (int64_t row = begin; row < end; ++row) select.absorb",
+            "        RowSelect select(k_, kernels_);\n        for (int64_t row = begin; row < end; ++row) {\n            if",
+            "        static RowSelect select(k_, kernels_);\n"
+            "        for (int64_t row = begin; row < end; ++row) {\n            if",
         ),
     ),
     seed(
