@@ -18,7 +18,7 @@ from saerl_fast.kernels.precision import full_float32
 TOKENS = 1024
 """Rows of one block: with fewer the product itself is slower (256 rows cost a third more)."""
 BLOCK_NUMBERS = 2**19
-"""Numbers in the buffer (2 MB, of which the cache keeps most): 512 latents for a full block of tokens, more for fewer."""
+"""Numbers in the buffer (2 MB, most of which stays in the cache): 512 latents for a full block of tokens, else more."""
 CANDIDATE_NUMBERS = 2**24
 """Upper bound on the candidates held for one block of tokens, so that a large k takes fewer tokens."""
 
