@@ -127,6 +127,15 @@ PLACES = {
 }
 """family -> point -> (module inside a block, side)"""
 
+NORMS = {
+    **dict.fromkeys(["qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3"], ("post_attention_layernorm", 0.0)),
+    **dict.fromkeys(["gemma2", "gemma3_text"], ("pre_feedforward_layernorm", 1.0)),
+    "gpt2": ("ln_2", 0.0),
+    "gpt_neox": ("post_attention_layernorm", 0.0),
+    "modernbert": ("mlp_norm", 0.0),
+}
+"""family -> (the norm in front of the MLP, what is added to its weight before it multiplies)"""
+
 SAE_LENS = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",

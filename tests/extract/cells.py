@@ -21,7 +21,8 @@ from tests import families
 
 LAYER = 2
 LENGTHS = [23, 1, 9, 17, 2, 23]  # longer and shorter than the windows of 8
-POINTS = [*families.SAE_LENS, "embed"]
+NAMES = {**families.SAE_LENS, "mlp_normed": "ln2.hook_normalized"}
+POINTS = [*NAMES, "embed"]
 KERNELS = ["text_by_text", "flex"]
 """Those of packing that run on a CPU."""
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def some_texts(*lengths: int, seed: int = 0) -> list[TokenizedText]:
 
 
 def named(point: str, layer: int = LAYER) -> Hook:
-    return parse_hook("hook_embed" if point == "embed" else f"blocks.{layer}.{families.SAE_LENS[point]}")
+    return parse_hook("hook_embed" if point == "embed" else f"blocks.{layer}.{NAMES[point]}")
 
 
 class Watch:
@@ -45,6 +46,8 @@ class Watch:
         for point in families.SAE_LENS:
             if (place := families.PLACES[family][point]) is not None:
                 self._watch(point, block.get_submodule(place[0]), place[1])
+        if family in families.NORMS:
+            self._watch_normed(block, *families.NORMS[family])
         self._watch("embed", self.model.get_input_embeddings(), "output")
 
     def _watch(self, point, module, side):
@@ -56,6 +59,20 @@ class Watch:
         else:
             handle = module.register_forward_pre_hook(lambda m, a, k: keep(a or k["hidden_states"]), with_kwargs=True)
         self.handles.append(handle)
+
+    def _watch_normed(self, block, path, plus):
+        """What goes into the norm, through a copy of it whose weights change nothing."""
+        norm = block.get_submodule(path)
+        bare = copy.deepcopy(norm)
+        with torch.no_grad():
+            bare.weight.fill_(1 - plus)
+            if getattr(bare, "bias", None) is not None:
+                bare.bias.zero_()
+
+        def keep(_, given):
+            self.seen.setdefault("mlp_normed", bare(given[0]))
+
+        self.handles.append(norm.register_forward_pre_hook(keep))
 
     def run(self, text: TokenizedText) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
         """point -> [T, D] for one text; and what transformers calls hidden_states."""

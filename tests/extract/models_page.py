@@ -28,7 +28,8 @@ def hook_cell(family: str, point: str) -> str:
         return f"none: {str(error).split(': ', 1)[-1]}"
     name = next(name for name, other in model.named_modules() if other is module)
     inside = name.split(f"{families.blocks_path(family)}.{hook.layer}", 1)[-1].removeprefix(".") or "block"
-    return f"`{inside}` {'in' if side == 'input' else 'out'}: {marks(family, point)}"
+    where = "in, normed" if point == "mlp_normed" else "in" if side == "input" else "out"
+    return f"`{inside}` {where}: {marks(family, point)}"
 
 
 def packing_cell(family: str) -> str:

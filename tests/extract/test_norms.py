@@ -12,14 +12,7 @@ from tests import families, tiny
 from tests.extract.test_hooks import LAYER, hooks_of, read, tokens
 
 HOOK = f"blocks.{LAYER}.ln2.hook_normalized"
-# family -> (the norm in a block, what is multiplied by: 1 + weight in Gemma, weight elsewhere)
-NORMS = {
-    **dict.fromkeys(["qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3"], ("post_attention_layernorm", 0.0)),
-    **dict.fromkeys(["gemma2", "gemma3_text"], ("pre_feedforward_layernorm", 1.0)),
-    "gpt2": ("ln_2", 0.0),
-    "gpt_neox": ("post_attention_layernorm", 0.0),
-    "modernbert": ("mlp_norm", 0.0),
-}
+NORMS = families.NORMS
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 
 
