@@ -64,33 +64,6 @@ SEEDS = (
         ),
     ),
     seed(
-        "floor of a row raised by one unit in the last place",
-        "tests/kernels/test_select_floor.py",
-        (
-            SELECT_CPP,
-            "state.floor = kernels_.kth_largest(maxima_.data(), count, k_, ordered_.data());",
-            "state.floor = std::nextafter(kernels_.kth_largest(maxima_.data(), count, k_, ordered_.data()), kInfinity);",
-        ),
-    ),
-    seed(
-        "last group of a row passed over",
-        "tests/kernels/test_select_floor.py",
-        (
-            SELECT_CPP,
-            "for (size_t g = 0; g < maxima_.size(); ++g) {",
-            "for (size_t g = 0; g + 1 < maxima_.size(); ++g) {",
-        ),
-    ),
-    seed(
-        "a vector of maxima left as it was",
-        "tests/kernels/test_select_floor.py",
-        (
-            "csrc/cpu/row_kernels_avx512.cpp",
-            "first < groups; first += kLanes) maxima_of<1>",
-            "first + kLanes < groups; first += kLanes) maxima_of<1>",
-        ),
-    ),
-    seed(
         "candidates cut off where their buffer is full",
         "tests/kernels/test_native.py",
         (
