@@ -1,21 +1,25 @@
 """topk_encode and threshold_encode in Triton: the matrix product with its epilogue, chunk by chunk, then a select.
 
-The kernels are in scores_triton.py and select_triton.py; here they get their shapes, and memory: the scores of one
-chunk of tokens (0.5 GB), reused. Nothing waits for the device, but threshold_encode once for the number of entries.
+    h = scale * ((x' - b_dec) w_enc^T + b_enc);   topk_j h, or every h > theta     x': x, or x behind an input norm
+
+    h = scale * ((x' - b_dec) w_enc^T + b_enc);   topk_j h, or every h > theta    x': x, or x behind an input norm
+        written (98 kB, 23 ns). The select reads the maxima of 768 groups and 64 groups of 32: 11 kB, 2.6 ns.
+Trick:  in scores_triton.py and select_triton.py; here they get their shapes, and memory: the scores of one chunk of
+        tokens (0.5 GB), reused. Nothing waits for the device but `threshold_encode`, once for the number of entries.
+
+Not timed yet: docs/measured.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native, triton_runtime
 from saerl_fast.kernels.folded_bias import folded_bias, row_sums
 from saerl_fast.kernels.latent_groups import compiled_select, group_size_for
@@ -210,27 +214,7 @@ def _select_rows(scores: Tensor, ranks: Tensor, group: int, relu: bool, values: 
         )  # fmt: skip
 
 
-def threshold(
-    x: Tensor,
-    w_enc: Tensor,
-    b_enc: Tensor,
-    theta: Tensor | float,
-    b_dec: Tensor | None,
-    scale: Tensor | None,
-    row_index: Tensor | None,
-    norm: str = "none",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
-    float64 but theta."""
-    return csr_capacity.collect(_threshold_work(x, w_enc, b_enc, theta, b_dec, scale, row_index, norm))
-
-
-def threshold_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
-    """The same rows without a wait: `ops.threshold_encode_spaced`."""
-    return csr_capacity.spaced(_threshold_work(*encoder), entries_per_row)
-
-
-def _threshold_work(
+def threshold_work(
     x: Tensor,
     w_enc: Tensor,
     b_enc: Tensor,
@@ -240,6 +224,8 @@ def _threshold_work(
     row_index: Tensor | None,
     norm: str = "none",
 ) -> csr_capacity.Work:
+    """What makes the rows of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
+    float64 but theta."""
     least = least_kept(theta, w_enc.shape[0], x.device)
     chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, COUNT_GROUP, theta=least, norm=norm)
 

@@ -1,4 +1,12 @@
-"""kmeans_update of sparse rows on an NVIDIA GPU (csrc/cuda/cluster_sums.cu): rows by cluster, in pieces."""
+"""kmeans_update of sparse rows on an NVIDIA GPU: rows by cluster, in pieces.
+
+    sums[c] = sum of the rows of cluster c;   counts[c] = how many they are
+
+Floor:  each entry once: 100,000 rows of 24,576 latents, a tenth of them kept, are 2 GB, 0.5 ms of an H200's memory; and
+        a dense row of 98 kB for each piece, written and read.
+Trick:  csrc/cuda/cluster_sums.cu. The labels are sorted and cut on the device (pieces.py): how many pieces there can be
+        follows from the shapes, so nobody waits to know how many there are. Not timed yet: docs/measured.md.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,12 @@
 """The nearest centroids on a GPU behind a screen (nearest_triton.py): what is rounded, what the rounding can change,
 and which rows are worth it.
+
+    label = argmin_k bias_k + factor * x.c_k
+
+Floor:  that of nearest_triton.py: at 24,576 latents and 256 clusters 2.4 ms of memory and 2.1 ms of products for
+        100,000 rows made dense, against 14 ms of gathering at 3 % kept.
+Trick:  the way is chosen by those two floors, from shapes the host knows; what the screen leaves open is a queue on the
+        device. Not timed yet: docs/measured.md.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     x^[i] = bfloat16(x[row_index[i]]);   kept = |x^|,  moved = |x - x^|,  apart = |x - centre|     summed in float64
 
-Floor:  each row is read once and written at half its width: 14 kB a token at D 1536 in float32, 3 ns of an H200's
-        memory; 3 kB and nothing written where x is bfloat16 already. Of w_enc with 24,576 latents 226 MB, 47 us a call.
+Floor:  each row is read once and written at half its width: 9 kB a token at D 1536 in float32, 2 ns of an H200's
+        memory; 3 kB and nothing written where x is bfloat16 already. Of w_enc with 24,576 latents 226 MB, 53 us a call.
 Trick:  gather, rounding and all three norms are one pass over a row, where torch makes five and writes
         between them. How far from the floor it is, is not known: not timed yet, docs/measured.md.
 

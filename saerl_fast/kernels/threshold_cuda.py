@@ -11,12 +11,9 @@ Not timed yet: docs/measured.md.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from saerl_fast.codes import SpacedRows
 from saerl_fast.kernels import csr_capacity, native
 from saerl_fast.kernels.input_norm import InputNorm
 from saerl_fast.kernels.scores_cuda import ScoreChunks, queue_of
@@ -26,27 +23,7 @@ CELL = 32
 """Columns that share a count (csrc/cuda/score_rows.cuh)."""
 
 
-def encode(
-    x: Tensor,
-    w_enc: Tensor,
-    b_enc: Tensor,
-    theta: Tensor | float,
-    b_dec: Tensor | None,
-    scale: Tensor | None,
-    row_index: Tensor | None,
-    norm: InputNorm = "none",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The contract of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
-    float64 but theta. A NaN in theta makes every row a NaN row."""
-    return csr_capacity.collect(_work(x, w_enc, b_enc, theta, b_dec, scale, row_index, norm))
-
-
-def encode_spaced(*encoder: Any, entries_per_row: int) -> SpacedRows:
-    """The same rows without a wait: `ops.threshold_encode_spaced`."""
-    return csr_capacity.spaced(_work(*encoder), entries_per_row)
-
-
-def _work(
+def work(
     x: Tensor,
     w_enc: Tensor,
     b_enc: Tensor,
@@ -56,6 +33,8 @@ def _work(
     row_index: Tensor | None,
     norm: InputNorm = "none",
 ) -> csr_capacity.Work:
+    """What makes the rows of `ops.threshold_encode`; arguments are checked but for row_index and NaN in theta, none is
+    float64 but theta. A NaN in theta makes every row a NaN row."""
     chunks = ScoreChunks(x, w_enc, b_enc, b_dec, scale, row_index, norm)
     least = least_kept(theta, chunks.n_latents, x.device)
 

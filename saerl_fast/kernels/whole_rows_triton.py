@@ -4,7 +4,7 @@
     best[i], found[i] = topk_j h(i, j)                              by column; ties to the lower
 
 Floor:  none of it where no row is open. For each row 2 D M float64 operations, 75 million at D 1536 and 24,576 latents:
-        2.3 us at 34 TFLOP/s; and for each ROWS rows one read of w_enc, 151 MB, 31 us of an H200's memory.
+        2.3 us at 34 TFLOP/s; and for each ROWS rows one read of w_enc, 151 MB, 35 us of an H200's memory.
 Trick:  how many rows are open only the device knows. Their list is made there, and the loops of the kernels end where
         it does, so that short launches are all that an empty list costs. The scores lie in a place as large as that of
         the screen's, half of a chunk in float64; a second pair of launches takes what is beyond it. The select halves

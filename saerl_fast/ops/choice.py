@@ -51,6 +51,8 @@ class Implementation:
     """One body of one operation."""
 
     run: Callable[..., Any]
+    """Returns what the operation does; of threshold_encode it may be the `csr_capacity.Work` that makes the rows, which
+    the operation then waits for or does not."""
     refuses: Callable[[Call], str | None]
     """The reason why this call cannot run here, or None."""
     declines: Callable[[Call], str | None] = lambda _: None
@@ -60,9 +62,6 @@ class Implementation:
     marks_bad_rows: bool = False
     """A row made from an index that names nothing, or beside a NaN in theta, comes out marked (as NaN, or in its
     count), so that nothing need be read beforehand."""
-    spaced: Callable[..., Any] | None = None
-    """The same work into SpacedRows, with ``entries_per_row`` of room and without a wait; None where there
-    is no such form."""
 
 
 Table = Mapping[str, Mapping[str, Implementation]]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.errors import InputError, NonFiniteError, ShapeError
+from saerl_fast.kernels import csr_capacity
 from saerl_fast.kernels.csr_capacity import ENTRIES_PER_ROW
 from saerl_fast.kernels.input_norm import InputNorm
 from saerl_fast.ops import check
-from saerl_fast.ops.choice import Call, Implementation, choose
+from saerl_fast.ops.choice import Call, choose
 from saerl_fast.ops.library import check_row_index, rows_as_seen, topk_encode_op
 from saerl_fast.ops.table import TABLE
 
@@ -119,8 +120,8 @@ def threshold_encode(
     backends on a GPU give that for a row_index that names no row of x, and for all rows where theta holds a NaN, in
     place of an error; they wait for the device once, for the number of entries.
     """
-    body, encoder = _threshold_call("threshold_encode", x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
-    return CsrRows(*body.run(*encoder))
+    made = _threshold_call("threshold_encode", x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
+    return CsrRows(*(csr_capacity.collect(made) if isinstance(made, csr_capacity.Work) else made))
 
 
 def threshold_encode_spaced(
@@ -145,11 +146,10 @@ def threshold_encode_spaced(
     if entries_per_row < 1:
         raise InputError(f"threshold_encode_spaced: entries_per_row must be at least 1; got {entries_per_row}")
     op = "threshold_encode_spaced"
-    body, encoder = _threshold_call(op, x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
-    if body.spaced is None:
-        return SpacedRows.of(CsrRows(*body.run(*encoder)))
-    made: SpacedRows = body.spaced(*encoder, entries_per_row=entries_per_row)
-    return made
+    made = _threshold_call(op, x, w_enc, b_enc, theta, b_dec, scale, row_index, norm, backend)
+    if isinstance(made, csr_capacity.Work):
+        return csr_capacity.spaced(made, entries_per_row)
+    return SpacedRows.of(CsrRows(*made))
 
 
 def _threshold_call(
@@ -163,8 +163,9 @@ def _threshold_call(
     row_index: Tensor | None,
     norm: InputNorm,
     backend: str | None,
-) -> tuple[Implementation, tuple[Any, ...]]:
-    """What runs the call and what it is given; the arguments are checked as far as that body wants it."""
+) -> csr_capacity.Work | tuple[Tensor, Tensor, Tensor]:
+    """indptr, indices, values, or on a device the work that makes them; checks the arguments as far as the body that
+    runs wants it."""
     _check_encoder(op, x, w_enc, b_enc, b_dec, scale, row_index)
     check.choice(op, "norm", norm, NORMS)
     if isinstance(theta, Tensor):
@@ -185,11 +186,13 @@ def _threshold_call(
         _check_theta(op, theta)
     if not body.marks_bad_rows:
         check_row_index(op, row_index, x)
-    if body.normalises:
-        return body, (x, w_enc, b_enc, theta, b_dec, scale, row_index, norm)
-    if norm != "none":
-        x, row_index = rows_as_seen(x, row_index, norm), None
-    return body, (x, w_enc, b_enc, theta, b_dec, scale, row_index)
+    if norm != "none" and not body.normalises:
+        x, row_index, norm = rows_as_seen(x, row_index, norm), None, "none"
+    rest = (norm,) if body.normalises else ()
+    made: csr_capacity.Work | tuple[Tensor, Tensor, Tensor] = body.run(
+        x, w_enc, b_enc, theta, b_dec, scale, row_index, *rest
+    )
+    return made
 
 
 def _check_theta(op: str, theta: Tensor | float) -> None:

@@ -139,19 +139,10 @@ TABLE: Table = {
     },
     "threshold_encode": {
         "cuda": Implementation(
-            threshold_cuda.encode,
-            _cuda_refuses,
-            _norm_declines,
-            normalises=True,
-            marks_bad_rows=True,
-            spaced=threshold_cuda.encode_spaced,
+            threshold_cuda.work, _cuda_refuses, _norm_declines, normalises=True, marks_bad_rows=True
         ),
         "triton": Implementation(
-            _triton("encode_triton", "threshold"),
-            _triton_refuses,
-            normalises=True,
-            marks_bad_rows=True,
-            spaced=_triton("encode_triton", "threshold_spaced"),
+            _triton("encode_triton", "threshold_work"), _triton_refuses, normalises=True, marks_bad_rows=True
         ),
         "cpu_int8": Implementation(threshold_int8.encode, _int8_refuses, _int8_threshold_declines),
         "cpu": Implementation(threshold_cpu.encode, _cpu_refuses),

@@ -62,7 +62,7 @@ def test_threshold_is_the_reference(sample, layout, tmp_path):
     arguments = relaid(sample.make(), layout, tmp_path)
     names = ("x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
     wanted = reference.threshold_encode(*whole(wide(arguments), *names))
-    assert_same(threshold_cuda.encode(*whole(arguments, *names)), wanted)
+    assert_same(csr_capacity.collect(threshold_cuda.work(*whole(arguments, *names))), wanted)
 
 
 def test_what_outgrows_the_guess_is_done_again(monkeypatch):
@@ -73,7 +73,7 @@ def test_what_outgrows_the_guess_is_done_again(monkeypatch):
     runs = []
     into = csr_capacity.Work.into
     monkeypatch.setattr(csr_capacity.Work, "into", lambda work, places: runs.append(places) or into(work, places))
-    assert_same(threshold_cuda.encode(**arguments), wanted)
+    assert_same(csr_capacity.collect(threshold_cuda.work(**arguments)), wanted)
     assert runs == [180, len(wanted.values)]
 
 
@@ -82,8 +82,8 @@ def test_rows_with_room_enough_are_the_reference(sample):
     arguments = sample.make()
     encoder = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
     n_latents = arguments["w_enc"].shape[0]
-    spaced = threshold_cuda.encode_spaced(*encoder, entries_per_row=n_latents)
-    assert_same(spaced.to_csr(), threshold_cuda.encode(*encoder))
+    spaced = csr_capacity.spaced(threshold_cuda.work(*encoder), n_latents)
+    assert_same(spaced.to_csr(), csr_capacity.collect(threshold_cuda.work(*encoder)))
     assert len(spaced.indices) == len(spaced.counts) * n_latents
 
 
@@ -91,7 +91,7 @@ def test_rows_behind_the_last_place_are_marked_and_the_others_are_right():
     arguments = encoder(9, 16, 100, theta=-1.0, b_dec=None, scale=None, row_index=None)
     encoder_ = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
     wanted = reference.threshold_encode(**arguments)
-    spaced = threshold_cuda.encode_spaced(*encoder_, entries_per_row=20)
+    spaced = csr_capacity.spaced(threshold_cuda.work(*encoder_), 20)
     places = 9 * 20
     fitting = int((wanted.indptr[1:] <= places).sum())
     assert 0 < fitting < 9
@@ -110,8 +110,8 @@ def test_room_to_the_last_place_is_enough():
     encoder_ = whole(arguments, "x", "w_enc", "b_enc", "theta", "b_dec", "scale", "row_index")
     wanted = reference.threshold_encode(**arguments)
     each = int(wanted.indptr[1])
-    assert_same(threshold_cuda.encode_spaced(*encoder_, entries_per_row=each).to_csr(), wanted)
-    short = threshold_cuda.encode_spaced(*encoder_, entries_per_row=each - 1)
+    assert_same(csr_capacity.spaced(threshold_cuda.work(*encoder_), each).to_csr(), wanted)
+    short = csr_capacity.spaced(threshold_cuda.work(*encoder_), each - 1)
     assert (short.counts == OVERFLOWED).tolist() == [False, False, False, True]
 
 
@@ -125,7 +125,7 @@ def test_an_index_that_names_no_row_gives_a_nan_row(dtype):
     assert_same((values[named], indices[named]), wanted)
     assert values[[1, 3]].isnan().all()
     assert indices[1].tolist() == list(range(7))
-    indptr, columns, entries = threshold_cuda.encode(**arguments, theta=10.0)
+    indptr, columns, entries = csr_capacity.collect(threshold_cuda.work(**arguments, theta=10.0))
     assert indptr.diff()[[1, 3]].tolist() == [1, 1]
     assert entries[indptr[[1, 3]]].isnan().all()
     assert columns[indptr[[1, 3]]].tolist() == [0, 0]
@@ -135,7 +135,7 @@ def test_a_nan_in_theta_makes_every_row_one():
     theta = torch.zeros(100)
     theta[42] = torch.nan
     arguments = encoder(9, 16, 100, theta=theta, b_dec=None, scale=None, row_index=None)
-    indptr, _, values = threshold_cuda.encode(**arguments)
+    indptr, _, values = csr_capacity.collect(threshold_cuda.work(**arguments))
     assert indptr.tolist() == list(range(10))
     assert values.isnan().all()
 
@@ -170,7 +170,7 @@ def test_parameters_of_a_model_are_taken_as_they_are(dtype):
     wanted = reference.threshold_encode(**arguments)
     for name in ("x", "w_enc", "b_enc", "b_dec"):
         arguments[name].requires_grad_()
-    got = threshold_cuda.encode(**arguments)
+    got = csr_capacity.collect(threshold_cuda.work(**arguments))
     assert_same(got, wanted)
     assert not got[2].requires_grad
 
