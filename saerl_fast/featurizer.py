@@ -7,7 +7,8 @@ holds it already (extract/run.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,10 +22,20 @@ from saerl_fast.extract.compiling import CompileWish
 from saerl_fast.extract.conversation import PoolOver
 from saerl_fast.extract.inputs import check_ids, columns_of, dataset_ids, read_texts
 from saerl_fast.extract.job import WHOLE, Job, Part
-from saerl_fast.extract.loading import DeviceMap
+from saerl_fast.extract.learning import Learner, feed
+from saerl_fast.extract.loading import DeviceMap, default_device
 from saerl_fast.extract.packing import Wish
 from saerl_fast.extract.reader import make_reader
-from saerl_fast.extract.run import EachShard, Finished, Task, check_out, compute_features, find_finished, write_features
+from saerl_fast.extract.run import (
+    EachShard,
+    Finished,
+    Task,
+    Teach,
+    check_out,
+    compute_features,
+    find_finished,
+    write_features,
+)
 from saerl_fast.extract.settings import SHARD_ROWS, Request, job_fingerprint, name_contents, settle
 from saerl_fast.extract.tokens import Text, check_texts, refuse_long
 from saerl_fast.features import SparseFeatures
@@ -64,6 +75,7 @@ def featurize(
     padding_side: Literal["right", "left"] = "right",
     packing: Wish = "auto",
     compile: CompileWish = "auto",
+    kmeans: Learner | None = None,
     each_shard: EachShard | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
@@ -107,8 +119,12 @@ def featurize(
         "off" runs the blocks as they are; "auto" compiles where a measurement shows that it pays, which is nowhere so
         far. It changes bits; the choice is in the provenance (``forward``), a model that cannot be compiled is an
         InputError with the reason.
+    kmeans: a ``StreamingKMeans``, which learns from the usable rows of each shard, in order, as `partial_fit` would:
+        on the device, where they still are, as work queued before the next shard that nobody waits for. On a resumed
+        run it learns from the shards read back too. It is changed when everything has gone well, and only then. The
+        first shard must hold n_clusters different rows.
     each_shard: called with the rows of each shard as soon as they are there, in order; on a resumed run also with
-        those read back. Streaming k-means: ``lambda rows: kmeans.partial_fit(rows.to_scipy()[rows.usable])``.
+        those read back.
     device, dtype: where a model given by path goes, and in what ("bfloat16", torch.bfloat16; "auto": the checkpoint's);
         default CUDA where there is one, in the checkpoint's dtype, else the CPU in float32. device_map: over several
         devices, as transformers takes it (needs accelerate).
@@ -130,9 +146,11 @@ def featurize(
         check_out(out)
     request = Request(**settings)
     if out is None:
-        return compute_features(make_task(texts, model, sae, request), each_shard=each_shard, progress=progress)
+        task = make_task(texts, model, sae, request)
+        with _teaching(kmeans, task, model, request) as teach:
+            return compute_features(task, teach=teach, each_shard=each_shard, progress=progress)
     share = WHOLE if part is None else Part(*part)
-    task = find_task(texts, model, sae, request, out, share)
+    found = find_task(texts, model, sae, request, out, share)
     parts: list[SparseFeatures] = []
 
     def keep(rows: SparseFeatures) -> None:
@@ -140,10 +158,25 @@ def featurize(
         if each_shard is not None:
             each_shard(rows)
 
-    write_features(task, out, part=share, each_shard=keep, progress=progress)
+    with _teaching(kmeans, found, model, request) as teach:
+        write_features(found, out, part=share, teach=teach, each_shard=keep, progress=progress)
     if not parts:
-        raise InputError(f"share {part} of {task.job.shards} shards is empty; take fewer shares")
+        raise InputError(f"share {part} of {found.job.shards} shards is empty; take fewer shares")
     return SparseFeatures.concatenate(parts)
+
+
+@contextmanager
+def _teaching(learner: Learner | None, task: Task | Finished, model: Any, request: Request) -> Iterator[Teach | None]:
+    """Who is to learn from each shard, where the rows are made."""
+    if learner is None:
+        yield None
+        return
+    if isinstance(task, Task):
+        device = task.reader.device
+    else:  # where they were made is not written down
+        device = next(model.parameters()).device if isinstance(model, nn.Module) else default_device(request.device)
+    with learner.learning(task.n_features) as learn:
+        yield lambda features, entries: feed(learn, features, entries, device)
 
 
 @dataclass(frozen=True)
@@ -181,7 +214,7 @@ def find_task(
     """
     given = _read(texts, model, sae, request)
     words = asked(model, given.sae, request, given.contents)
-    return find_finished(out, part, words, given.columns) or _with_model(given, model, request, words)
+    return find_finished(out, part, words, given.columns, given.sae.d_sae) or _with_model(given, model, request, words)
 
 
 def _read(texts: Any, model: Any, sae: Any, request: Request) -> _Given:

@@ -10,6 +10,7 @@ from torch import nn
 
 from saerl_fast.extract.compiling import COMPILE_WISHES
 from saerl_fast.extract.conversation import PoolOver
+from saerl_fast.extract.learning import Learner
 from saerl_fast.extract.packing import WISHES
 from saerl_fast.kinds import DEVICE, SWITCH, WORDS, Kind, floating, is_path, is_whole, one_of, whole
 from saerl_fast.sae import SAE
@@ -36,6 +37,10 @@ def _is_sae(value: Any) -> bool:
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(is_whole, value))
+
+
+def _is_learner(value: Any) -> bool:
+    return isinstance(value, Learner) and not isinstance(value, type)
 
 
 def _is_json(value: Any) -> bool:
@@ -81,6 +86,7 @@ ARGUMENTS: Mapping[str, Kind] = {
     "packing": one_of(WISHES),
     "compile": one_of(COMPILE_WISHES),
     "each_shard": Kind("a function of one argument", callable).or_none,
+    "kmeans": Kind("a StreamingKMeans, or another that has its `learning`", _is_learner).or_none,
     "device": DEVICE.or_none,
     "device_map": Kind(
         "'auto' (or another word of transformers), or a dict from module to device",

@@ -56,7 +56,7 @@ def load_blocks(
         raise InputError(f"device={device!r} and device_map={device_map!r} both say where the model goes; pass one")
     if device_map is not None and find_spec("accelerate") is None:
         raise MissingDependency("device_map needs accelerate: pip install 'saerl-fast[rl]'")
-    target = _device(device)
+    target = default_device(device)
     _check_placing(device_map)
     _refuse_absent(name)
     try:
@@ -153,7 +153,8 @@ def refuse_weights_elsewhere(model: nn.Module, name: str) -> None:
         )
 
 
-def _device(wanted: torch.device | str | None) -> torch.device:
+def default_device(wanted: torch.device | str | None) -> torch.device:
+    """Where a model given by path goes."""
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)

@@ -18,6 +18,7 @@ from saerl_fast.durable import check_place
 from saerl_fast.errors import IncompleteStoreError, JobMismatchError
 from saerl_fast.extract.ahead import Ahead
 from saerl_fast.extract.job import WHOLE, Job, Part
+from saerl_fast.extract.learning import OnDevice
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import Fired, report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
@@ -30,6 +31,8 @@ from saerl_fast.sae import SAE
 logger = logging.getLogger(__name__)
 
 EachShard = Callable[[SparseFeatures], object]
+Teach = Callable[[SparseFeatures, OnDevice | None], None]
+"""Takes the rows of a shard, and their entries where they still lie on the device."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class Task:
         read.rest()
         return rows
 
+    @property
+    def n_features(self) -> int:
+        return self.sae.d_sae
+
     def report_sanity(self, rows: Tensor | None, folder: Path | None) -> bool:
         """Whether the SAE fits, by a sample of activations; kept in a folder. False where they do not tell."""
         return rows is not None and report_sanity(rows, self.reader, self.sae, folder) is not None
@@ -85,7 +92,8 @@ class Finished:
     """A job whose rows are all in its folder: it is read without a model."""
 
     job: Job
-    columns: bytes | None = None
+    columns: bytes | None
+    n_features: int
 
     def read(self, shards: Sequence[int]) -> Ahead[Tokens]:
         """Nothing is left to be read."""
@@ -112,8 +120,13 @@ class Finished:
         """It was told when the rows were made."""
 
 
-def find_finished(out: str | os.PathLike[str], part: Part, asked: str | None, columns: bytes | None) -> Finished | None:
-    """The job of a folder that was asked for in these words (``asked.py``) and is finished; None for any other."""
+def find_finished(
+    out: str | os.PathLike[str], part: Part, asked: str | None, columns: bytes | None, n_features: int
+) -> Finished | None:
+    """The job of a folder that was asked for in these words (``asked.py``) and is finished; None for any other.
+
+    columns, n_features: what a run of these words keeps beside the rows, and how wide they are.
+    """
     folder = folder_of(out, part)
     if asked is None or not (folder / DONE).exists():
         return None
@@ -122,7 +135,7 @@ def find_finished(out: str | os.PathLike[str], part: Part, asked: str | None, co
     if job.asked != asked or lacking:
         return None
     logger.info("%s is finished and was asked for in the same words: it is read, and no model loaded", folder)
-    return Finished(job, columns)
+    return Finished(job, columns, n_features)
 
 
 def folder_of(out: str | os.PathLike[str], part: Part) -> Path:
@@ -157,13 +170,14 @@ def write_features(
     out: str | os.PathLike[str],
     *,
     part: Part = WHOLE,
+    teach: Teach | None = None,
     each_shard: EachShard | None = None,
     progress: bool = True,
 ) -> Written:
     """Compute what the folder lacks, shard by shard, and mark it complete. A finished folder is only read.
 
     part: a share of the job, which goes into its ``folder_of``.
-    each_shard: called with the rows of each shard in order, computed or read back.
+    teach, each_shard: called with the rows of each shard in order, computed or read back, once they are in the folder.
     """
     folder = folder_of(out, part)
     written, fired = Written(folder), task.fired()
@@ -179,18 +193,20 @@ def write_features(
         read = held.enter_context(task.read([shard for shard in store.shards if not store.has(shard)]))
         for shard in store.shards:
             if store.has(shard):
-                features = read_shard(folder, task.job, shard)
+                features, entries = read_shard(folder, task.job, shard), None
                 bar.update(len(features))
             else:
                 found = task.compute(shard, read, bar.update, store.split(shard), not judged)
                 # before the shard: a run that goes on behind it has the file
                 judged = judged or task.report_sanity(found.sample, folder)
-                if found.split:
-                    store.write_split(shard, found.batches)
-                store.write(shard, found.features, found.batches)
-                features = found.features
+                _commit(store, shard, found)
+                features, entries = found.features, found.entries
+                del found
                 written.computed += 1
             written.add(features)
+            if teach is not None:
+                teach(features, entries)
+            del entries  # which would keep memory of the device while the next shard is computed
             if fired is not None:
                 fired.add(features)
             if each_shard is not None:
@@ -200,6 +216,13 @@ def write_features(
     if fired is not None:
         fired.tell()
     return written
+
+
+def _commit(store: StoreWriter, shard: int, found: ShardRows) -> None:
+    """A shard into the folder, and before it the batches that memory chose."""
+    if found.split:
+        store.write_split(shard, found.batches)
+    store.write(shard, found.features, found.batches)
 
 
 @contextmanager
@@ -227,7 +250,9 @@ def _rows_added(folder: Path, task: Task) -> str:
     )
 
 
-def compute_features(task: Task, *, each_shard: EachShard | None = None, progress: bool = True) -> SparseFeatures:
+def compute_features(
+    task: Task, *, teach: Teach | None = None, each_shard: EachShard | None = None, progress: bool = True
+) -> SparseFeatures:
     """All rows in memory, nothing on the disk."""
     parts, fired, judged = [], task.fired(), False
     shards = range(task.job.shards)
@@ -239,6 +264,9 @@ def compute_features(task: Task, *, each_shard: EachShard | None = None, progres
             found = task.compute(shard, read, bar.update, sampled=not judged)
             judged = judged or task.report_sanity(found.sample, None)
             parts.append(found.features)
+            if teach is not None:
+                teach(found.features, found.entries)
+            del found
             fired.add(parts[-1])
             if each_shard is not None:
                 each_shard(parts[-1])

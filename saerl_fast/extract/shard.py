@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saerl_fast import ops
-from saerl_fast.codes import OVERFLOWED
+from saerl_fast.codes import OVERFLOWED, CsrRows
 from saerl_fast.errors import CapacityError, DeviceMemoryError, NonFiniteError
 from saerl_fast.extract.backoff import cut_as_recorded, run_halving
 from saerl_fast.extract.batching import Batch, one_ahead, upload
 from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.held import Held
 from saerl_fast.extract.job import Job
+from saerl_fast.extract.learning import OnDevice
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sample import Sample
 from saerl_fast.extract.settings import Settings
@@ -66,8 +67,13 @@ class _Gathered:
         return ops.segment_pool_spaced(codes, offsets, self._sae.d_sae, self._pool)
 
 
-HostRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
-"""indptr, indices, values"""
+class Fetched(NamedTuple):
+    """The pooled rows of all batches on the host, in the order in which they were run; and where they came from."""
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+    on_device: CsrRows | None
 
 
 class ShardRows(NamedTuple):
@@ -78,6 +84,8 @@ class ShardRows(NamedTuple):
     split: bool
     sample: Tensor | None = None
     """Activations of some of its tokens, where they were asked for and there are any."""
+    entries: OnDevice | None = None
+    """Where they still lie on the device, unless the host has changed the rows since."""
 
 
 class Tokens(NamedTuple):
@@ -136,11 +144,15 @@ def featurize_shard(
         split = run_halving(groups, lengths, settings.layout.group, run, lambda: len(gathered.batches))
         gathered.held.flush()
         pooled = _fetch(gathered, again)
-    features = _assemble(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
-    if len(owner) > len(ids):
-        features = merge_windows(features, owner, ids, settings.pool)
+    as_run, place = _as_run(tokens, [ids[row] for row in owner], gathered, pooled, sae, settings, job)
+    found = as_run[place]
+    features = merge_windows(found, owner, ids, settings.pool) if len(owner) > len(ids) else found
+    features = _treat_nonfinite(features, settings)
+    entries = None
+    if features is found and pooled.on_device is not None:
+        entries = OnDevice(as_run.indptr[place], pooled.on_device.indices, pooled.on_device.values)
     rows = None if sample is None else sample.rows()
-    return ShardRows(_treat_nonfinite(features, settings), gathered.batches, split or recorded is not None, rows)
+    return ShardRows(features, gathered.batches, split or recorded is not None, rows, entries)
 
 
 def read_tokens(texts: Sequence[Text], reader: Reader, settings: Settings) -> Tokens:
@@ -210,19 +222,20 @@ def _with_room(batch: Batch, capture: Capture, sae: SAE, room: Room, gathered: _
         ) from error
 
 
-def _assemble(
+def _as_run(
     tokens: Sequence[TokenizedText],
     ids: Sequence[str | int],
     gathered: _Gathered,
-    pooled: HostRows,
+    pooled: Fetched,
     sae: SAE,
     settings: Settings,
     job: Job,
-) -> SparseFeatures:
-    """Rows of all batches on the host, put back into the order of the texts; untouched rows are empty."""
+) -> tuple[SparseFeatures, NDArray[np.int64]]:
+    """Rows of all batches on the host in the order in which they were run, behind them the untouched, empty ones; and
+    the place there of each in the order of the texts."""
     silent = np.array([row for row, text in enumerate(tokens) if len(text) == 0], dtype=np.int64)
     order = np.concatenate([*gathered.rows, silent]).astype(np.int64)
-    indptr, indices, values = pooled
+    indptr, indices, values, _ = pooled
     hidden = None
     if settings.keep_hidden:
         empty = np.zeros((len(silent), sae.d_in), np.float32)
@@ -238,16 +251,16 @@ def _assemble(
         hidden=hidden,
         provenance=job.fingerprint,
     )
-    return as_run[np.argsort(order, kind="stable")]
+    return as_run, np.argsort(order, kind="stable")
 
 
-def _fetch(gathered: _Gathered, again: Callable[[NDArray[np.int64]], ops.SpacedRows]) -> HostRows:
+def _fetch(gathered: _Gathered, again: Callable[[NDArray[np.int64]], ops.SpacedRows]) -> Fetched:
     """The pooled rows of all batches on the host. Here the device is waited for.
 
     again: the rows of a batch whose codes found no room, made anew; nothing is cut.
     """
     if not gathered.pooled:
-        return np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+        return Fetched(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), None)
     try:
         rows = ops.SpacedRows.joined(gathered.pooled).to_csr()
     except CapacityError:
@@ -259,7 +272,7 @@ def _fetch(gathered: _Gathered, again: Callable[[NDArray[np.int64]], ops.SpacedR
         logger.warning("%d of %d batches kept more features than there was room for, and ran twice; the next shards "
                        "have more", len(lacking), len(gathered.pooled))  # fmt: skip
         rows = ops.SpacedRows.joined(gathered.pooled).to_csr()
-    return rows.indptr.cpu().numpy(), rows.indices.cpu().numpy(), rows.values.cpu().numpy()
+    return Fetched(rows.indptr.cpu().numpy(), rows.indices.cpu().numpy(), rows.values.cpu().numpy(), rows)
 
 
 def _treat_nonfinite(features: SparseFeatures, settings: Settings) -> SparseFeatures:

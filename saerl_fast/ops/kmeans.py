@@ -90,6 +90,35 @@ def kmeans_update(
     return sums, counts
 
 
+def kmeans_assign_queued(
+    rows: Tensor | CsrRows, centroids: Tensor, *, metric: Metric = "euclidean", backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """``kmeans_assign`` as device work that nobody waits for: no number of the arguments is read.
+
+    The caller vouches for the rows (an indptr that never falls, indices among the latents), and looks for NaN in the
+    scores when it next waits: that row's label is one of the clusters, and means nothing. The reference, and it alone,
+    waits for the sizes of sparse rows all the same.
+    """
+    check.tensor("kmeans_assign_queued", "centroids", centroids, "[K, M]")
+    _check_shapes("kmeans_assign_queued", rows, centroids.shape[1], f"to match centroids {list(centroids.shape)}")
+    check.same_device("kmeans_assign_queued", "rows", _device(rows), centroids=centroids)
+    name = choose(TABLE, "kmeans_assign", Call(centroids.device.type, sparse=isinstance(rows, CsrRows)), backend)
+    labels, score = TABLE["kmeans_assign"][name].run(rows, centroids, metric)
+    return labels, score
+
+
+def kmeans_update_queued(
+    rows: Tensor | CsrRows, labels: Tensor, n_clusters: int, n_latents: int, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """``kmeans_update`` in the same manner; the caller vouches for the labels too, as ``kmeans_assign_queued`` does."""
+    n_rows = _check_shapes("kmeans_update_queued", rows, n_latents, f"for n_latents={n_latents}")
+    check.length("kmeans_update_queued", "labels", labels, n_rows, "to match rows")
+    check.same_device("kmeans_update_queued", "rows", _device(rows), labels=labels)
+    name = choose(TABLE, "kmeans_update", Call(labels.device.type, sparse=isinstance(rows, CsrRows)), backend)
+    sums, counts = TABLE["kmeans_update"][name].run(rows, labels, n_clusters, n_latents)
+    return sums, counts
+
+
 def _check_shapes(op: str, rows: Tensor | CsrRows, n_latents: int, why: str) -> int:
     """Rows of either form by types and shapes; their number."""
     if isinstance(rows, CsrRows):

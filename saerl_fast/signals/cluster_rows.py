@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +25,21 @@ ROUNDING = 2e-6
 class ClusterRows:
     """S rows of width M, float32, dense or CSR; of length 1 under the cosine metric (a zero row stays zero).
 
-    square_norms float64 [S]
+    squares float64 [S], the square norms, beside the rows
     """
 
     tensor: Tensor | CsrRows
     shape: tuple[int, int]
-    square_norms: NDArray[np.float64]
+    squares: Tensor
     metric: Metric
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @functools.cached_property
+    def square_norms(self) -> NDArray[np.float64]:
+        """The square norms on the host [S]; of rows on a device, waited for when they are first asked for."""
+        return self.squares.cpu().numpy()
 
     @property
     def may_seed(self) -> NDArray[np.bool_]:
@@ -79,7 +85,7 @@ class ClusterRows:
     def take(self, rows: NDArray[np.int64]) -> ClusterRows:
         """Some of the rows, in the order given."""
         chosen = self._beside(rows)
-        shape, squares = (len(rows), self.shape[1]), self.square_norms[rows]
+        shape, squares = (len(rows), self.shape[1]), self.squares[chosen]
         if isinstance(self.tensor, Tensor):
             return ClusterRows(self.tensor[chosen], shape, squares, self.metric)
         indptr, indices, values = self.tensor
@@ -121,13 +127,13 @@ def cluster_rows(checked: sparse.csr_array | NDArray[np.float32], metric: Metric
             torch.from_numpy(checked.indices.astype(np.int32)),
             _tensor(values, checked.data),
         )
-        return ClusterRows(csr, shape, squares, metric)
+        return ClusterRows(csr, shape, torch.from_numpy(squares), metric)
     dense = transform_values(checked, value_transform)
     squares = np.square(dense, dtype=np.float64).sum(axis=1)
     if metric == "cosine":
         dense = dense * _unit(squares).astype(np.float32)[:, None]
         squares = (squares > 0).astype(np.float64)
-    return ClusterRows(_tensor(dense, checked), shape, squares, metric)
+    return ClusterRows(_tensor(dense, checked), shape, torch.from_numpy(squares), metric)
 
 
 def unit_rows(dense: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 
+from saerl_fast.codes import CsrRows
 from saerl_fast.errors import InputError
 from saerl_fast.ops.reference import Metric
 from saerl_fast.signals.cluster_rows import ClusterRows, cluster_rows
 from saerl_fast.signals.inputs import checked_rows
-from saerl_fast.signals.lloyd import Clustering, as_centroids, fitted, is_empty
+from saerl_fast.signals.kmeans_stream import KMeansStream, generator
+from saerl_fast.signals.lloyd import Clustering, fitted
 from saerl_fast.signals.probe import seed_from
 from saerl_fast.signals.scaling import check_value_transform
-from saerl_fast.signals.seeding import draw, seed_centroids
-from saerl_fast.signals.tensor_rows import in_tensors, tensor_rows
-
-WINDOW = 50
-"""Rows per cluster between two looks for clusters that have grown small (partial_fit)."""
+from saerl_fast.signals.tensor_rows import check_width, in_tensors, prepared, tensor_rows
 
 
 class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -92,7 +92,7 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         seed = seed_from(self.random_state)
         starts = []
         for start in range(self.n_init):
-            rng = _generator(seed, 0, start)
+            rng = generator(seed, 0, start)
             starts.append(fitted(rows, self.n_clusters, max_iter=self.max_iter, tol=self.tol, rng=rng))
         found, history = min(starts, key=lambda ended: ended[0].inertia)
         self._keep(found, history, seed)
@@ -102,29 +102,37 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         """Learn from one more batch of rows (CSR or dense [S, M]). y is ignored.
 
         The first batch seeds the centroids and must hold n_clusters different rows. Each centroid is the mean
-        of the rows it has won, old ones discounted by `decay`. Raises as `fit`.
+        of the rows it has won, old ones discounted by `decay`. What raises, as `fit` does, leaves the estimator
+        as it was.
         """
         self._check_parameters()
-        first = not hasattr(self, "cluster_centers_")
-        rows = self._rows(X, reset=first)
-        if first:
-            self._start(rows)
-        rng = _generator(self.seed_, 1, self.n_batches_)
-        labels, score = rows.assign(self.cluster_centers_)
-        sums, won = rows.sums(labels, self.n_clusters)
-        kept = np.floor(self.counts_ * self.decay).astype(np.int64) if self.decay < 1 else self.counts_
-        counts = kept + won
-        blended = (self.means_ * kept[:, None].astype(np.float64) + sums) / np.maximum(counts, 1)[:, None]
-        # the seed stays where nothing came
-        means = np.where(counts[:, None] > 0, blended, self.means_).astype(np.float32)
-        self.recent_counts_ = self.recent_counts_ + won
-        self._restart_small(rows, score, means, counts, rng)
-        self.means_, self.counts_ = means, counts
-        self.cluster_centers_ = as_centroids(means, rows)
-        self.labels_, self.inertia_ = labels, float(score.sum(dtype=np.float64))
-        self.inertia_history_ = (*self.inertia_history_, self.inertia_)
-        self.n_batches_ += 1
+        stream = KMeansStream(self)
+        stream.learn(self._rows(X, reset=not hasattr(self, "cluster_centers_")))
+        stream.keep()
         return self
+
+    @contextmanager
+    def learning(self, n_features: int) -> Iterator[Callable[[CsrRows], None]]:
+        """`partial_fit`, batch after batch, for rows that are on a device: ``with kmeans.learning(M) as learn:`` hands
+        out learn(rows), which gives the device its work and does not wait for it, but for the first batch of all.
+
+        rows: CsrRows [S, M], S at least 1, all on one device; the caller vouches for them: finite, indices ascending in
+        each row. What was learnt is in the estimator when the block has ended, and not where it raised. This is what
+        ``featurize(kmeans=...)`` feeds. Raises InputError (a width other than the one learnt); `learn` raises as
+        `partial_fit`; the end NonFiniteError where distances did not fit float32.
+        """
+        self._check_parameters()
+        known = getattr(self, "n_features_in_", None) if hasattr(self, "cluster_centers_") else None
+        check_width(self, n_features, known)
+        stream = KMeansStream(self)
+
+        def learn(rows: CsrRows) -> None:
+            stream.learn(prepared(rows, n_features, self._metric, self.value_transform))
+
+        yield learn
+        stream.keep()
+        if hasattr(self, "cluster_centers_"):
+            self.n_features_in_ = n_features
 
     def predict(self, X: Any) -> NDArray[np.int32]:
         """The cluster of each row: int32 [S]. A row's cluster does not depend on the rows beside it."""
@@ -150,10 +158,13 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         return load_kmeans(folder)
 
     def _rows(self, X: Any, *, reset: bool) -> ClusterRows:
-        metric: Metric = "cosine" if self.metric == "cosine" else "euclidean"
         if in_tensors(X):
-            return tensor_rows(self, X, metric, self.value_transform, reset=reset)
-        return cluster_rows(checked_rows(self, X, reset=reset), metric, self.value_transform)
+            return tensor_rows(self, X, self._metric, self.value_transform, reset=reset)
+        return cluster_rows(checked_rows(self, X, reset=reset), self._metric, self.value_transform)
+
+    @property
+    def _metric(self) -> Metric:
+        return "cosine" if self.metric == "cosine" else "euclidean"
 
     def _known_rows(self, X: Any) -> ClusterRows:
         from sklearn.utils.validation import check_is_fitted
@@ -170,38 +181,6 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         self.recent_counts_ = np.zeros(self.n_clusters, dtype=np.int64)
         self.inertia_, self.inertia_history_ = found.inertia, history
         self.n_iter_ = len(history)
-
-    def _start(self, rows: ClusterRows) -> None:
-        """Seeds from the first batch; they weigh nothing."""
-        seed = seed_from(self.random_state)
-        means = seed_centroids(rows, self.n_clusters, _generator(seed, 0, 0)).centroids
-        self.seed_, self.n_batches_, self.n_iter_ = seed, 0, 1
-        self.means_, self.cluster_centers_ = means, as_centroids(means, rows)
-        self.counts_ = np.zeros(self.n_clusters, dtype=np.int64)
-        self.recent_counts_ = np.zeros(self.n_clusters, dtype=np.int64)
-        self.inertia_history_ = ()
-
-    def _restart_small(
-        self,
-        rows: ClusterRows,
-        score: NDArray[np.float32],
-        means: NDArray[np.float32],
-        counts: NDArray[np.int64],
-        rng: np.random.Generator,
-    ) -> None:
-        """Once a window of rows has passed, move clusters that won too few of them; changes means and counts."""
-        total = int(self.recent_counts_.sum())
-        if total < WINDOW * self.n_clusters:
-            return
-        even = total / self.n_clusters
-        small = (self.recent_counts_ < self.reassignment_ratio * even) | is_empty(means, counts, rows)
-        weights = score * rows.may_seed
-        for cluster in np.flatnonzero(small).tolist():
-            drawn = draw(weights, 1, rng)
-            if len(drawn) == 0:
-                break
-            means[cluster], counts[cluster], weights[drawn] = rows.pick(drawn)[0], 1, 0
-        self.recent_counts_ = np.zeros(self.n_clusters, dtype=np.int64)
 
     def _check_parameters(self) -> None:
         check_value_transform("StreamingKMeans", self.value_transform)
@@ -224,8 +203,3 @@ class StreamingKMeans(TransformerMixin, ClusterMixin, BaseEstimator):  # type: i
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-
-def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
-    """An own generator for each start (stream 0) and each batch (stream 1), whatever came before."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(stream, number)))

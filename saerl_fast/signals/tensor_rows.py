@@ -1,11 +1,12 @@
 """Rows for k-means that lie in torch tensors, on any device: dense, or in torch's CSR layout.
 
-They stay where they are. What k-means decides by (labels, distances, sums of clusters) is fetched once per pass.
+They stay where they are. One number is read to check them; what `fit` decides by (labels, distances, sums of clusters)
+is fetched once per pass, and `partial_fit` fetches what it has become at its end (kmeans_stream.py).
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from saerl_fast.ops import CsrRows
 from saerl_fast.ops import check as ops_check
 from saerl_fast.ops.reference import Metric, transformed
 from saerl_fast.signals.cluster_rows import ClusterRows
+from saerl_fast.signals.scaling import transform_values
 
 NAME = "StreamingKMeans"
+NOT_FINITE = f"{NAME}: rows must be finite; they hold NaN or infinity. Remove such rows"
 
 
 def in_tensors(rows: Any) -> TypeGuard[Tensor]:
@@ -39,52 +42,85 @@ def tensor_rows(estimator: Any, rows: Tensor, metric: Metric, value_transform: s
     n_rows, width = rows.shape
     if n_rows == 0:
         raise InputError(f"{NAME}: at least one row is wanted; got {list(rows.shape)}")
-    _check_width(estimator, rows, reset)
+    check_width(estimator, width, None if reset else estimator.n_features_in_)
+    estimator.n_features_in_ = width
     given = rows.detach()
     if given.layout == torch.strided:
-        values = _finite(transformed(given.float(), value_transform))
+        dense = given.float()
+        if not bool(dense.isfinite().all()):
+            raise NonFiniteError(NOT_FINITE)
+        return prepared(dense, width, metric, value_transform)
+    csr = CsrRows(given.crow_indices().long(), given.col_indices(), given.values().float())
+    if not bool(_sound(csr, width)):
+        _refuse(csr, width)
+    return prepared(csr._replace(indices=csr.indices.int()), width, metric, value_transform)
+
+
+def prepared(rows: Tensor | CsrRows, width: int, metric: Metric, value_transform: str) -> ClusterRows:
+    """Transformed and, under the cosine metric, normalised rows, float32, where the rows are. Waits for no device.
+
+    The caller vouches for the rows: finite, and sparse ones such as `tensor_rows` lets through.
+    """
+    if isinstance(rows, Tensor):
+        values = _transformed(rows, value_transform)
         squares = values.double().square().sum(dim=1)
-    else:
-        indptr, indices = given.crow_indices().long(), given.col_indices()
-        csr = CsrRows(indptr, indices.int(), given.values().float())
-        ops_check.sparse(NAME, "rows", CsrRows(indptr, indices, csr.values), width)
-        _check_ascending(csr)
-        values = _finite(transformed(csr.values, value_transform))
-        squares = torch.segment_reduce(values.double().square(), "sum", offsets=indptr)
-    if metric == "cosine":
-        unit = torch.where(squares > 0, squares.rsqrt(), 0).float()
-        squares = (squares > 0).double()
-        if given.layout == torch.strided:
-            values = values * unit[:, None]
-        else:
-            values = values * unit.repeat_interleave(indptr.diff(), output_size=len(values))
-    tensor = values if given.layout == torch.strided else csr._replace(values=values)
-    return ClusterRows(tensor, (n_rows, width), squares.cpu().numpy(), metric)
+        if metric == "euclidean":
+            return ClusterRows(values, (len(rows), width), squares, metric)
+        scaled = values * _unit(squares)[:, None]
+        return ClusterRows(scaled, (len(rows), width), (squares > 0).double(), metric)
+    values, shape = _transformed(rows.values.float(), value_transform), (len(rows.indptr) - 1, width)
+    # unsafe: its own checks would read the offsets
+    squares = torch.segment_reduce(values.double().square(), "sum", offsets=rows.indptr, unsafe=True)
+    if metric == "euclidean":
+        return ClusterRows(rows._replace(values=values), shape, squares, metric)
+    scaled = values * _unit(squares).repeat_interleave(rows.indptr.diff(), output_size=len(values))
+    return ClusterRows(rows._replace(values=scaled), shape, (squares > 0).double(), metric)
 
 
-def _finite(values: Tensor) -> Tensor:
-    if not bool(values.isfinite().all()):
-        raise NonFiniteError(f"{NAME}: rows must be finite; they hold NaN or infinity. Remove such rows")
-    return values
+def _unit(squares: Tensor) -> Tensor:
+    """What brings rows to length 1, float32; a zero row stays zero."""
+    return torch.where(squares > 0, squares.rsqrt(), 0).float()
 
 
-def _check_ascending(csr: CsrRows) -> None:
-    falls = csr.indices.diff() <= 0
+def _transformed(values: Tensor, value_transform: str) -> Tensor:
+    """On a CPU by numpy, whose roots and logarithms are not torch's to the last bit: the rows of scipy are the same."""
+    if values.device.type == "cpu" and value_transform != "none":
+        return torch.from_numpy(transform_values(values.numpy(), value_transform))
+    return transformed(values, value_transform)
+
+
+def _sound(csr: CsrRows, width: int) -> Tensor:
+    """Whether `_refuse` would let these rows pass: one bool, on their device."""
+    indptr, indices, values = csr
+    n_entries = len(indices)
+    first = torch.zeros(n_entries + 1, dtype=torch.bool, device=indices.device)
     # from the last entry of a row to the first of the next it may fall
-    ends = csr.indptr[1:-1]
-    falls[ends[(ends > 0) & (ends < len(csr.indices))] - 1] = False
-    if bool(falls.any()):
-        raise InputError(
-            f"{NAME}: the indices of a row must be ascending and distinct. "
-            "Use .to_sparse_coo().coalesce().to_sparse_csr()"
-        )
+    first[indptr.clamp(0, n_entries)] = True
+    rises = (indices[1:] > indices[:-1]) | first[1:n_entries]
+    checks = [
+        indptr[0] == 0,
+        indptr[-1] == n_entries,
+        (indptr[1:] >= indptr[:-1]).all(),
+        ((indices >= 0) & (indices < width)).all(),
+        rises.all(),
+        values.isfinite().all(),
+    ]
+    return torch.stack(checks).all()
 
 
-def _check_width(estimator: Any, rows: Tensor, reset: bool) -> None:
-    if reset:
-        estimator.n_features_in_ = rows.shape[1]
-    elif rows.shape[1] != estimator.n_features_in_:
+def _refuse(csr: CsrRows, width: int) -> NoReturn:
+    """Say what is wrong with rows that are not sound."""
+    ops_check.sparse(NAME, "rows", csr, width)
+    if not bool(csr.values.isfinite().all()):
+        raise NonFiniteError(NOT_FINITE)
+    raise InputError(
+        f"{NAME}: the indices of a row must be ascending and distinct. Use .to_sparse_coo().coalesce().to_sparse_csr()"
+    )
+
+
+def check_width(estimator: Any, width: int, known: int | None) -> None:
+    """Raise InputError where the rows have another width than the one learnt; None is not learnt yet."""
+    if known is not None and width != known:
         raise InputError(
-            f"{NAME}: X has {rows.shape[1]} features, but {type(estimator).__name__} is expecting "
-            f"{estimator.n_features_in_} features as input"
+            f"{NAME}: X has {width} features, but {type(estimator).__name__} is expecting {known} features as input"
         )

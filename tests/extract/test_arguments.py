@@ -76,6 +76,7 @@ TAKEN = {
     "padding_side": set(),
     "packing": set(),
     "compile": set(),
+    "kmeans": {"none"},
     "each_shard": {"none", "function", "module"},
     "device": {"none", "device"},
     "device_map": {"none", "word", "number", "dict"},

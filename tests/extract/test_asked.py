@@ -209,7 +209,7 @@ def test_a_hub_id_means_the_snapshot_that_is_loaded(home, monkeypatch):
 
 def test_a_shard_that_vanishes_meanwhile_is_named(home, tmp_path):
     shutil.copytree(home / "done", tmp_path / "out")
-    found = find_finished(tmp_path / "out", WHOLE, Job.load(tmp_path / "out").asked, None)
+    found = find_finished(tmp_path / "out", WHOLE, Job.load(tmp_path / "out").asked, None, 96)
     assert found is not None
     (tmp_path / "out" / "shards" / "00001.safetensors").unlink()
     with pytest.raises(IncompleteStoreError, match=r"shard 1 \(rows 4-7\) has just vanished; run the same again"):

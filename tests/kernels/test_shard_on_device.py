@@ -1,6 +1,7 @@
 """Whole shards through the CUDA backends, emulated: what they wait for, and what becomes of codes that find no room."""
 
 import dataclasses
+import functools
 import logging
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 import saerl_fast
 from saerl_fast import ops
 from saerl_fast.errors import DeviceMemoryError
-from saerl_fast.extract import shard
+from saerl_fast.extract import learning, shard
 from saerl_fast.extract.shard import Room, _featurize_batch
-from saerl_fast.kernels import csr_capacity, pool_cuda
+from saerl_fast.kernels import csr_capacity, kmeans_cuda, pool_cuda
 from saerl_fast.ops import check, encode
 from saerl_fast.ops.table import TABLE
 from saerl_fast.sae import SAE
+from saerl_fast.signals import StreamingKMeans, kmeans_stream
 from tests import tiny
 from tests.extract.test_one_wait import HostRead, free, no_host_reads
 from tests.kernels import emulated, emulated_device
@@ -91,6 +93,44 @@ def test_no_batch_reads_a_number_inside_of_our_operations_either(device, monkeyp
         found = featurize(sae, pool=pool)
     assert len(batches) > 2
     close(found, wanted)
+
+
+def test_nor_does_what_is_learnt_from_its_rows(device, libraries, tmp_path_factory, monkeypatch):
+    """The sums of clusters and all that is made of them; the Triton kernels are interpreted, and read what they like."""
+    kmeans_triton = pytest.importorskip("saerl_fast.kernels.kmeans_triton")
+    settings, sae = {"n_clusters": 3, "random_state": 0, "reassignment_ratio": 0.9}, sae_of("jumprelu")
+    with ops.backend("reference"):
+        rows = featurize(sae).to_scipy()
+        wanted, learnt = (StreamingKMeans(**settings).fit(rows) for _ in range(2))
+    sums = emulated.compiled("cluster_sums", tmp_path_factory.mktemp("sums"))
+    emulated_device.use(monkeypatch, {**libraries, "cluster_sums": sums})
+    monkeypatch.setattr(kmeans_cuda, "queue_of", lambda _: (0, 0))
+    monkeypatch.setattr(kmeans_cuda, "shared_bytes", lambda _: 2**16)
+    monkeypatch.setitem(
+        TABLE["kmeans_update"],
+        "cuda",
+        dataclasses.replace(TABLE["kmeans_update"]["cuda"], refuses=lambda _: None),
+    )
+    for name, backend in (("kmeans_assign_queued", "triton"), ("kmeans_update_queued", "cuda")):
+        monkeypatch.setattr(kmeans_stream, name, functools.partial(getattr(ops, name), backend=backend))
+    for module, name in ((kmeans_triton, "exact_nearest"), (kmeans_stream, "_centroids"), (kmeans_stream, "_total")):
+        monkeypatch.setattr(module, name, free(getattr(module, name)))
+    monkeypatch.setattr(kmeans_stream, "WINDOW", 4)
+    fed, feed = [], learning.feed
+
+    def guarded(learn, features, entries, where):
+        fed.append(entries is not None)
+        with no_host_reads(monkeypatch):
+            feed(learn, features, entries, where)
+
+    monkeypatch.setattr("saerl_fast.featurizer.feed", guarded)
+    with ops.backend("cuda"):
+        features = featurize(sae, shard_rows=8, kmeans=learnt)
+    assert fed == [True] * 3
+    for start in (0, 8, 16):
+        wanted.partial_fit(features[start : start + 8].to_scipy())
+    for name in ("cluster_centers_", "counts_", "labels_", "inertia_history_"):
+        np.testing.assert_array_equal(getattr(learnt, name), getattr(wanted, name))
 
 
 def test_waiting_for_the_number_of_entries_is_seen(device, monkeypatch):
