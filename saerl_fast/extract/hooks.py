@@ -233,6 +233,31 @@ def _find_in_block(model: nn.Module, block: nn.Module, hook: Hook) -> tuple[nn.M
     )
 
 
+def name_place(model: nn.Module, hook: Hook) -> Hook:
+    """The same place by its point, where a module path leads to one: one place has one name, and what goes with it.
+
+    Raises ModelMismatchError where the model has no such place.
+    """
+    find_module(model, hook)
+    if hook.point != "module":
+        return hook
+    for point in POINTS.values():
+        known = replace(hook, point=point, path="", side="output")
+        # what norms.py makes of the same input is no module's
+        if point != "mlp_normed" and is_same_place(model, known, hook):
+            return _canonical(known)
+    return hook
+
+
+def is_same_place(model: nn.Module, one: Hook, other: Hook) -> bool:
+    """Whether both are read at the same side of the same module of this model, in the same way."""
+    try:
+        alike = find_module(model, one) == find_module(model, other)
+    except ModelMismatchError:
+        return False
+    return alike and (one.point == "mlp_normed") == (other.point == "mlp_normed")
+
+
 def hook_width(model: nn.Module, hook: Hook) -> int | None:
     """The width of what is read there; None for a module whose class does not say."""
     if hook.point not in ("attn_z", "module"):

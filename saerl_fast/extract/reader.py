@@ -18,7 +18,16 @@ from torch import nn
 
 from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
 from saerl_fast.extract.capture import first_position
-from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook, text_config, text_model
+from saerl_fast.extract.hooks import (
+    Hook,
+    block_output,
+    hook_width,
+    is_same_place,
+    name_place,
+    parse_hook,
+    text_config,
+    text_model,
+)
 from saerl_fast.extract.loading import DeviceMap, is_read, load_blocks, load_tokenizer, refuse_weights_elsewhere
 from saerl_fast.extract.model_names import same_model
 from saerl_fast.sae import SAE
@@ -99,6 +108,7 @@ def make_reader(
     """
     place = _choose_hook(sae, layer, hook)
     reader = open_reader(model, place, tokenizer=tokenizer, device=device, dtype=dtype, device_map=device_map)
+    reader = replace(reader, hook=_centred_for(sae, reader.hook))
     _check_fit(reader, sae)
     return reader
 
@@ -124,21 +134,22 @@ def open_reader(
         name = os.fspath(model)
         loaded = load_blocks(name, place.layer, device=device, dtype=dtype, device_map=device_map)
         tokenizer = load_tokenizer(name) if tokenizer is None else tokenizer
-    reader = Reader(loaded, tokenizer, place, name)
-    find_module(reader.model, reader.hook)
-    return reader
+    return Reader(loaded, tokenizer, name_place(loaded, place), name)
 
 
 def _choose_hook(sae: SAE, layer: int | None, hook: str | None) -> Hook:
-    """The place asked for, else the SAE's own; centred where the SAE's model had centred writing weights."""
+    """The place asked for, else the SAE's own."""
     if layer is not None and hook is not None:
         raise InputError(f"layer={layer} and hook={hook!r} both say what to read; pass one of them")
     if layer is not None:
-        place = block_output(layer)
-    elif hook is not None or sae.hook_name is not None:
-        place = parse_hook(str(sae.hook_name) if hook is None else hook)
-    else:
-        raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
+        return block_output(layer)
+    if hook is not None or sae.hook_name is not None:
+        return parse_hook(str(sae.hook_name) if hook is None else hook)
+    raise InputError("the SAE's metadata names no hook; pass layer=L, the block to read, counted from 0")
+
+
+def _centred_for(sae: SAE, place: Hook) -> Hook:
+    """The place as the SAE's model held it: centred where that model had centred writing weights."""
     settings = sae.metadata.get("model_from_pretrained_kwargs") or {}
     centred = bool(settings.get("center_writing_weights")) and place.point in CENTRED_POINTS
     return replace(place, centred=centred)
@@ -166,7 +177,7 @@ def mismatches(reader: Reader, sae: SAE) -> list[str]:
             f"the SAE was trained on {sae.model_name}, the model read is {found}; features may mean nothing. "
             "Check explained variance before relying on them"
         )
-    if sae.hook_name and not _means(sae.hook_name, reader.hook):
+    if sae.hook_name and not _means(sae.hook_name, reader):
         doubts.append(f"the SAE was trained on {sae.hook_name}, {reader.hook} is read")
     return doubts
 
@@ -177,9 +188,10 @@ def _is_named(read: str, wanted: str) -> bool:
     return any(same_model(wanted, name) for name in names)
 
 
-def _means(hook_name: str, hook: Hook) -> bool:
+def _means(hook_name: str, reader: Reader) -> bool:
+    """Whether a name means the place that is read, in this model."""
     try:
-        return parse_hook(hook_name) == replace(hook, centred=False)
+        return is_same_place(reader.model, parse_hook(hook_name), reader.hook)
     except InputError:
         return False
 

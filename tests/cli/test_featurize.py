@@ -66,7 +66,7 @@ def test_completions_in_windows_at_another_hook(home):
         progress=False,
     )
     np.testing.assert_array_equal(found.values, wanted.values)
-    assert found.provenance["hook"] == "layers.1.mlp.output"
+    assert found.provenance["hook"] == "blocks.1.hook_mlp_out"
     texts = read_texts_again(home / "f", None, 3)
     assert [as_text(text) for text in texts] == [
         f"{ROWS[0]['q']}\nten apples",

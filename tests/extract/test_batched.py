@@ -108,6 +108,9 @@ def test_gpt2_releases_read_the_stream_of_a_model_with_centred_writing_weights(p
     found = read(model, reader.hook, texts())
     wanted = read(centred, parse_hook(f"blocks.2.{point}"), texts())
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    path = {"hook_resid_pre": ".input", "hook_mlp_out": ".mlp", "hook_attn_out": ".attn.output"}.get(point, "")
+    by_path = make_reader(model, tiny.sae(metadata=metadata), tokenizer=tiny.tokenizer(), hook=f"transformer.h.2{path}")
+    assert by_path.hook == reader.hook
     assert float(read(model, parse_hook(f"blocks.2.{point}"), texts()).mean(-1).abs().max()) > 0.01
 
 

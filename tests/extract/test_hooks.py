@@ -1,12 +1,15 @@
 """Hook points: names, the module each means in each family, and the sums that the stream is made of."""
 
+import warnings
+
 import pytest
 import torch
 
-from saerl_fast.errors import InputError, ModelMismatchError
+from saerl_fast.errors import InputError, MismatchWarning, ModelMismatchError
 from saerl_fast.extract.batching import collate
 from saerl_fast.extract.capture import Capture
-from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, parse_hook
+from saerl_fast.extract.hooks import Hook, block_output, find_module, hook_width, name_place, parse_hook
+from saerl_fast.extract.reader import make_reader
 from tests import families, tiny
 from tests.extract.cells import LAYER, Watch
 from tests.extract.cells import some_texts as tokens
@@ -114,6 +117,37 @@ def test_the_module_path_reads_the_same(full, point):
     path, side = families.PLACES[family][point]
     name = ".".join(part for part in (families.blocks_path(family), str(LAYER), path, side) if part)
     assert torch.equal(read(families.model(family), parse_hook(name), text), places[point])
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_module_path_and_the_sae_lens_name_of_a_place_are_one_place(family):
+    """The reader says the same of both, so that an SAE that names one does not warn of the other."""
+    model = families.model(family)
+    for point, inside in families.SAE_LENS.items():
+        if families.PLACES[family][point] is None:
+            continue
+        module, side = find_module(model, parse_hook(f"blocks.{LAYER}.{inside}"))
+        path = next(name for name, other in model.named_modules() if other is module)
+        found = name_place(model, parse_hook(f"{path}.{side}"))
+        assert find_module(model, found) == (module, side)
+        assert found.point != "module"
+        metadata = {"hook_name": f"blocks.{LAYER}.{inside}"}
+        width = hook_width(model, found)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", MismatchWarning)
+            make_reader(
+                model, tiny.sae(d_in=width, metadata=metadata), tokenizer=tiny.tokenizer(), hook=f"{path}.{side}"
+            )
+
+
+def test_places_that_are_no_point_keep_their_path():
+    for family, path in (
+        ("gemma2", "model.layers.2.mlp"),
+        ("gemma2", "model.layers.2.self_attn"),
+        ("llama", "layers.2.mlp.up_proj"),
+    ):
+        hook = parse_hook(path)
+        assert name_place(families.model(family), hook) == hook
 
 
 def test_the_stream_is_what_transformers_calls_hidden_states(full):
