@@ -290,6 +290,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "whole_select": (whole_rows_triton.whole_select_kernel, WHOLE_SELECT, {"BLOCK": 1024}, 4),
     "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),
 }
+"""name -> kernel, types of its arguments, constants, warps: the forms that the launchers ask for on a large call"""
 STAGES = {
     "scores": 3,
     "scores_counted": 3,
@@ -300,11 +301,10 @@ STAGES = {
     "scores_normed": 3,
     "scores_steep": 2,
 }
-ONLY_ON = {"scores_copied": 90, "scores_indexed": 90, "scores_normed": 90}
-"""Where the bulk copy engine is."""
 BEFORE_HOPPER = {name: {"BLOCK_M": 128} for name in STAGES} | {"screen_dense": {"CHANNELS": 16}}
 """Constants on sm_80."""
-"""name -> kernel, types of its arguments, constants, warps: the forms that the launchers ask for on a large call"""
+FETCHED = {"X_BLOCKS": False, "W_BLOCKS": False}
+"""There is no bulk copy engine before Hopper: each thread fetches its part."""
 
 
 def usage(name: str, target: int) -> dict[str, int]:
@@ -312,6 +312,9 @@ def usage(name: str, target: int) -> dict[str, int]:
     kernel, types, constants, warps = KERNELS[name]
     if target < 90:
         constants = constants | BEFORE_HOPPER.get(name, {})
+        if constants.get("W_BLOCKS"):
+            constants = constants | FETCHED
+            types = types | {side: HALF for side in ("x", "w") if types[side].startswith("tensordesc")}
     names = kernel.arg_names
     signature = {argument: types.get(argument, "constexpr") for argument in names}
     places = {(names.index(argument),): value for argument, value in constants.items()}
@@ -324,6 +327,11 @@ def usage(name: str, target: int) -> dict[str, int]:
     compiled = triton.compile(
         source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps, "num_stages": STAGES.get(name, 3)}
     )
+    return resources(compiled)
+
+
+def resources(compiled: Any) -> dict[str, int]:
+    """What a compiled kernel takes."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -355,7 +363,7 @@ def lower_with_ones(name: str) -> None:
 
 
 if __name__ == "__main__":
-    wanted = [(name, target) for target in TARGETS for name in KERNELS if ONLY_ON.get(name, target) == target]
+    wanted = [(name, target) for target in TARGETS for name in KERNELS]
     for name in KERNELS:
         lower_with_ones(name)
     json.dump({f"{name}-sm_{target}": usage(name, target) for name, target in wanted}, sys.stdout)
