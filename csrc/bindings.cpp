@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings.h"
@@ -17,8 +18,10 @@
 #include "cpu/dense_product.h"
 #include "cpu/far_rows.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/row_sample.h"
 #include "cpu/segment_pool.h"
 #include "cpu/sparse_product.h"
+#include "cpu/survey.h"
 #include "cpu/threads.h"
 #include "cpu/threshold_select.h"
 #include "cpu/topk_select.h"
@@ -151,6 +154,30 @@ void multiply_to_unit(Address indptr, Address columns, Address values, int64_t r
                  threads, at<float>(out));
 }
 
+std::tuple<bool, bool, bool> survey_rows(Address indptr, Address columns, Address values, int64_t rows,
+                                         int64_t latents, Address having, int64_t threads,
+                                         const std::string& isa) {
+    const Survey found = survey(sparse_rows(indptr, columns, values, rows, latents, threads),
+                                sparse_kernels(isa), threads, at<int64_t>(having));
+    return {found.ascending, found.finite, found.zeros};
+}
+
+void sample_rows(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                 Address chosen, int64_t count, Address weights, bool root, Address starts,
+                 Address sampled_columns, Address sampled_values, int64_t threads, const std::string& isa) {
+    require(count >= 0, "count must not be negative");
+    unit_sample(sparse_rows(indptr, columns, values, rows, latents, threads), at<const int64_t>(chosen),
+                count, at<const float>(weights), root, sparse_kernels(isa), threads,
+                at<const int64_t>(starts), at<int32_t>(sampled_columns), at<float>(sampled_values));
+}
+
+void transpose_rows(Address indptr, Address columns, Address values, int64_t rows, int64_t latents,
+                    Address starts, Address places, Address transposed) {
+    require(rows <= std::numeric_limits<int32_t>::max(), "rows must lie below 2^31");
+    transpose(sparse_rows(indptr, columns, values, rows, latents, 1), at<int64_t>(starts),
+              at<int32_t>(places), at<float>(transposed));
+}
+
 Centroids centroids_of(Address centroids, int64_t clusters, int64_t latents, bool cosine) {
     require(clusters >= 0, "clusters must not be negative");
     return Centroids(at<const float>(centroids), clusters, latents,
@@ -262,6 +289,16 @@ PYBIND11_MODULE(_native, module) {
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("panels"), py::arg("width"),
                py::arg("table_columns"), py::arg("weights"), py::arg("root"), py::arg("out"),
                py::arg("threads"), py::arg("isa"));
+    module.def("survey_rows", &saerl::survey_rows, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("having"), py::arg("threads"),
+               py::arg("isa"));
+    module.def("sample_rows", &saerl::sample_rows, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("chosen"), py::arg("count"),
+               py::arg("weights"), py::arg("root"), py::arg("starts"), py::arg("sampled_columns"),
+               py::arg("sampled_values"), py::arg("threads"), py::arg("isa"));
+    module.def("transpose_rows", &saerl::transpose_rows, release(), py::arg("indptr"), py::arg("columns"),
+               py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("starts"), py::arg("places"),
+               py::arg("transposed"));
     module.def("nearest_sparse", &saerl::nearest_sparse, release(), py::arg("indptr"), py::arg("columns"),
                py::arg("values"), py::arg("rows"), py::arg("latents"), py::arg("centroids"),
                py::arg("clusters"), py::arg("cosine"), py::arg("labels"), py::arg("scores"),

@@ -41,6 +41,12 @@ struct SparseKernels {
     // sum over e of (values[e] * weights[columns[e]])^2 in float64, in eight lanes, then lane by lane.
     double (*weighted_squares)(const int32_t* columns, const float* values, int64_t count,
                                const float* weights);
+
+    // What is true of some entry of a row, of the three below.
+    uint32_t (*glance)(const int32_t* columns, const float* values, int64_t count);
+    static constexpr uint32_t kFalls = 1;      // a column is not above the one before it
+    static constexpr uint32_t kNotFinite = 2;  // a value is NaN or infinite
+    static constexpr uint32_t kZero = 4;       // a value is zero
 };
 
 extern const SparseKernels kPlainSparse;

@@ -94,7 +94,7 @@ void root(const float* values, int64_t count, float* roots) {
 
 }  // namespace
 
-const SparseKernels kAvx2Sparse = {drain, divide, accumulate, root, weighted_squares};
+const SparseKernels kAvx2Sparse = {drain, divide, accumulate, root, weighted_squares, glance};
 
 }  // namespace saerl
 

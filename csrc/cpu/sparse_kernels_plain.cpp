@@ -56,6 +56,6 @@ void root(const float* values, int64_t count, float* roots) {
 
 }  // namespace
 
-const SparseKernels kPlainSparse = {drain, divide, accumulate, root, weighted_squares};
+const SparseKernels kPlainSparse = {drain, divide, accumulate, root, weighted_squares, glance};
 
 }  // namespace saerl

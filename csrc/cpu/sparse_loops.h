@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "sparse_kernels.h"
+
 namespace saerl {
 
 static inline float signed_root(float value) {
@@ -30,6 +32,19 @@ static inline double weighted_squares(const int32_t* columns, const float* value
     double sum = 0;
     for (const double lane : lanes) sum += lane;
     return sum;
+}
+
+static inline uint32_t glance(const int32_t* columns, const float* values, int64_t count) {
+    uint32_t falls = 0, not_finite = 0, zero = 0;
+    for (int64_t i = 0; i + 1 < count; ++i) falls |= columns[i + 1] <= columns[i];
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, values + i, sizeof bits);
+        not_finite |= (bits & 0x7f800000u) == 0x7f800000u;
+        zero |= (bits << 1) == 0;
+    }
+    return falls * SparseKernels::kFalls | not_finite * SparseKernels::kNotFinite |
+           zero * SparseKernels::kZero;
 }
 
 }  // namespace saerl

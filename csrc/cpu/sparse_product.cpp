@@ -14,6 +14,9 @@ namespace {
 constexpr int64_t kRowBlock = 64;
 constexpr int64_t kStretchNumbers = 8192;  // of a panel: 32 KB, two thirds of a first-level cache
 constexpr int64_t kStretchEntries = 24;    // of one row: fewer, and entering the loop costs more than it does
+constexpr int64_t kRowsAhead = 4;
+constexpr int64_t kLinesAhead =
+    3;  // of 16 entries: what a row has in a stretch, and where it lies in the first
 
 // Latents in a stretch: what fits into the cache, or more where rows are so sparse that it would be too few.
 int64_t stretch_length(const SparseRows& rows, int64_t width) {
@@ -21,6 +24,15 @@ int64_t stretch_length(const SparseRows& rows, int64_t width) {
     const double cells = static_cast<double>(rows.rows) * static_cast<double>(rows.latents);
     const double enough = std::min(kStretchEntries * cells / entries, static_cast<double>(rows.latents));
     return std::max<int64_t>(kStretchNumbers / width, static_cast<int64_t>(enough));
+}
+
+// A row's next entries come from far away: a block holds more rows than a processor follows by itself.
+void fetch(const Row& row, int64_t next) {
+    for (int64_t line = 0; line < kLinesAhead; ++line) {
+        const int64_t place = std::min(next + line * 16, row.entries);
+        __builtin_prefetch(row.columns + place);
+        __builtin_prefetch(row.values + place);
+    }
 }
 
 // Calls visit(row, first column, totals) for each row of [begin, end) and each panel, the panels of one row
@@ -44,6 +56,8 @@ void for_each_panel(const SparseRows& rows, const Panels& table, const SparseKer
                 const auto limit = static_cast<int32_t>(std::min(from + stretch, rows.latents));
                 for (int64_t i = 0; i < count; ++i) {
                     const Row& row = block[i];
+                    const int64_t ahead = i + kRowsAhead < count ? i + kRowsAhead : (i + kRowsAhead) % count;
+                    fetch(block[ahead], next[ahead]);
                     next[i] = kernels.accumulate(row.columns, row.values, next[i], row.entries, limit,
                                                  numbers, width, width, &totals[i * width]);
                 }
@@ -92,16 +106,14 @@ void unit_product(const SparseRows& rows, const Panels& table, const float* weig
         double lengths[kRowBlock];
         const auto load = [&](int64_t first, int64_t count, Row* block) {
             const int64_t from = rows.indptr[first], entries = rows.indptr[first + count] - from;
-            const float* values = rows.values + from;
-            if (root) {
-                roots.resize(static_cast<size_t>(entries));
-                kernels.root(values, entries, roots.data());
-                values = roots.data();
-            }
+            if (root) roots.resize(static_cast<size_t>(entries));
             for (int64_t i = 0; i < count; ++i) {
-                block[i] = rows.row(first + i);
-                block[i].values = values + (rows.indptr[first + i] - from);
-                const Row& row = block[i];
+                Row& row = block[i] = rows.row(first + i);
+                if (root) {
+                    float* place = roots.data() + (rows.indptr[first + i] - from);
+                    kernels.root(row.values, row.entries, place);
+                    row.values = place;
+                }
                 lengths[i] =
                     std::sqrt(kernels.weighted_squares(row.columns, row.values, row.entries, weights));
             }

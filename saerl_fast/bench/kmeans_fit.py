@@ -67,7 +67,7 @@ def kmeans_fit_full(clusters: int, components: int, **where: Any) -> Contest:
             "MiniBatchKMeans on dense": theirs("MiniBatchKMeans", dense, clusters),
             "MiniBatchKMeans on CSR": theirs("MiniBatchKMeans", full, clusters),
         },
-        prove=lambda found: judged(found, rows, clusters),
+        prove=lambda found: judged_in_full(found, rows, clusters, features),
         backend=f"{backend_of('project')}, {backend_of('kmeans_assign')}, {backend_of('kmeans_update')}",
         facts={"mean_density": features.nnz / (features.shape[0] * features.shape[1])},
     )
@@ -87,11 +87,11 @@ def features_of(*, rows: int = 0, latents: int = 0, density: float = 0.0, featur
     return sparse.csr_matrix((values, indices, indptr), shape=(rows, latents))
 
 
-def projected(features: Any, components: int) -> Rows:
-    """Projected rows of length 1, as k-means on directions wants them."""
+def projected(features: Any, components: int, **how: Any) -> Rows:
+    """Projected rows of length 1, as k-means on directions wants them. how: parameters of FeatureProjection."""
     from sklearn.preprocessing import normalize
 
-    rows: Rows = normalize(FeatureProjection(components, random_state=0).fit_transform(features))
+    rows: Rows = normalize(FeatureProjection(components, random_state=0, **how).fit_transform(features))
     return rows
 
 
@@ -138,6 +138,26 @@ def judged(found: Fitted, rows: Rows, clusters: int) -> Verdict:
     if quality < LEAST_QUALITY:
         return Verdict(f"the quality is {quality:.4f}, below {LEAST_QUALITY}")
     return Verdict(facts={"quality": round(quality, 4)})
+
+
+def judged_in_full(found: Fitted, rows: Rows, clusters: int, features: Any) -> Verdict:
+    """Besides, the clusters are as good as those of directions learnt from all rows, with more blocks.
+
+    Judged in the space of the latter: a projection that loses topics makes it easy to do well in its own.
+    """
+    verdict = judged(found, rows, clusters)
+    if verdict.failure:
+        return verdict
+    whole = projected(features, rows.shape[1], max_rows=len(rows), n_iter=4)
+    one = inertia(whole, np.zeros(len(whole), dtype=np.int32))
+    ours, theirs = (
+        np.mean([inertia(whole, fitted(space, clusters, seed).labels.numpy()) for seed in range(SEEDS)])
+        for space in (rows, whole)
+    )
+    quality = float((one - ours) / (one - theirs))
+    if quality < LEAST_QUALITY:
+        return Verdict(f"the quality in the space of all rows is {quality:.4f}, below {LEAST_QUALITY}")
+    return Verdict(facts=verdict.facts | {"quality_of_sample": round(quality, 4)})
 
 
 def inertia(rows: Rows, labels: NDArray[np.int32]) -> float:

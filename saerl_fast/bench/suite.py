@@ -96,7 +96,7 @@ _FIT_REAL = grid(clusters=[16, 64], components=[128])
 _TEXTS: dict[Size, int] = {"full": 2000, "quick": 1000, "tiny": 40}
 _LOOP_TEXTS: dict[Size, int] = {"full": 2000, "quick": 500, "tiny": 40}
 _TEXTS_TINY = grid(texts=[30])
-_FIT_TINY = grid(rows=[400], latents=[200], density=[0.2], clusters=[4], components=[8])
+_FIT_TINY = grid(rows=[400], latents=[200], density=[0.2], clusters=[20], components=[8])
 
 ROWS: dict[str, Row] = {
     "select": Row(

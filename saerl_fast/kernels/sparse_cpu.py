@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saerl_fast.codes import CsrRows
 from saerl_fast.kernels import native
-
-if TYPE_CHECKING:
-    from saerl_fast.codes import CsrRows
 
 PANEL = 64
 PANEL_STEP = 16
@@ -43,6 +41,59 @@ def project_weighted(csr: CsrRows, matrix: Tensor, weights: Tensor, value_transf
         n_columns, native.address(weights), value_transform == "sqrt", native.address(out), native.threads(), isa,
     )  # fmt: skip
     return out
+
+
+class Survey(NamedTuple):
+    """What one look at every entry tells (csrc/cpu/survey.h)."""
+
+    having: Tensor
+    """[M] int64: rows whose value there is not zero"""
+    ascending: bool
+    """In each row the columns rise, none is there twice and none outside; where not, the rest says nothing."""
+    finite: bool
+    zeros: bool
+    """Some stored value is zero."""
+
+
+def survey(csr: CsrRows, n_latents: int, isa: str = "auto") -> Survey:
+    """indptr int64, which never falls and stays within the entries; columns int32, any; values float32."""
+    having = torch.empty(n_latents, dtype=torch.int64)
+    found = native.module().survey_rows(
+        *(native.address(part) for part in in_memory(csr)), csr.indptr.shape[0] - 1, n_latents,
+        native.address(having), native.threads(), isa,
+    )  # fmt: skip
+    return Survey(having, *found)
+
+
+def unit_sample(
+    csr: CsrRows, chosen: Tensor, n_latents: int, weights: Tensor, root: bool, isa: str = "auto"
+) -> CsrRows:
+    """The rows `chosen` [n] int64, each divided by the length that it has with its columns weighted (row_sample.h).
+
+    csr, whose indices name latents; values float32   weights [M] float32   root: roots of the values instead of them
+    """
+    rows, weights, chosen = in_memory(csr), weights.contiguous(), chosen.contiguous()
+    starts = functional.pad(rows[0].diff()[chosen].cumsum(0), (1, 0))
+    columns = torch.empty(int(starts[-1]), dtype=torch.int32)
+    values = torch.empty(len(columns), dtype=torch.float32)
+    native.module().sample_rows(
+        *(native.address(part) for part in rows), len(rows[0]) - 1, n_latents, native.address(chosen), len(chosen),
+        native.address(weights), root, native.address(starts), native.address(columns), native.address(values),
+        native.threads(), isa,
+    )  # fmt: skip
+    return CsrRows(starts, columns, values)
+
+
+def transposed(csr: CsrRows, n_latents: int) -> CsrRows:
+    """The columns of `csr`, whose indices name latents, as n_latents rows; their indices ascend."""
+    rows = in_memory(csr)
+    starts = torch.empty(n_latents + 1, dtype=torch.int64)
+    places, values = torch.empty_like(rows[1]), torch.empty_like(rows[2])
+    native.module().transpose_rows(
+        *(native.address(part) for part in rows), len(rows[0]) - 1, n_latents,
+        native.address(starts), native.address(places), native.address(values),
+    )  # fmt: skip
+    return CsrRows(starts, places, values)
 
 
 def in_memory(csr: CsrRows) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,18 +21,25 @@ def checked_rows(estimator: Any, rows: Any, *, reset: bool) -> sparse.csr_array 
     reset: this call learns the width (fit); otherwise the width must be the one learnt. The input is
     never changed. Raises InputError, NonFiniteError, DtypeError.
     """
-    from sklearn.utils.validation import validate_data
-
-    try:
-        checked = validate_data(estimator, rows, accept_sparse="csr", dtype=np.float32, order="C", reset=reset)
-    except ValueError as error:
-        raise _named(estimator, error) from error
-    except TypeError as error:
-        raise DtypeError(f"{type(estimator).__name__}: {error}") from error
+    checked = validated(estimator, rows, reset=reset)
     if not sparse.issparse(checked):
         dense: NDArray[np.float32] = checked
         return dense
     return canonical(checked)
+
+
+def validated(estimator: Any, rows: Any, *, reset: bool, finite: bool = True) -> Any:
+    """The rows [S, M] as float32, CSR or dense, as scikit-learn checks them; finite: whether it looks for NaN."""
+    from sklearn.utils.validation import validate_data
+
+    try:
+        return validate_data(
+            estimator, rows, accept_sparse="csr", dtype=np.float32, order="C", reset=reset, ensure_all_finite=finite
+        )
+    except ValueError as error:
+        raise _named(estimator, error) from error
+    except TypeError as error:
+        raise DtypeError(f"{type(estimator).__name__}: {error}") from error
 
 
 def canonical(rows: Any) -> sparse.csr_array:

@@ -14,29 +14,40 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 
 from saerl_fast.errors import InputError
 from saerl_fast.ops import project_weighted
+from saerl_fast.signals.counted_rows import Counts, as_tensors, counted_rows
 from saerl_fast.signals.inputs import checked_rows
-from saerl_fast.signals.leading_directions import as_tensors, leading_directions
+from saerl_fast.signals.leading_directions import leading_directions
 from saerl_fast.signals.probe import seed_from
-from saerl_fast.signals.scaling import check_value_transform, scale_columns, scale_rows, transform_rows
+from saerl_fast.signals.row_sample import unit_sample
+from saerl_fast.signals.scaling import check_value_transform
 
 logger = logging.getLogger(__name__)
+
+SAMPLE_SHARE = 8
+"""One row of so many is learnt from: a small topic keeps its part of the sample however many rows there are."""
+LEAST_ROWS, LEAST_PER_COMPONENT, MOST_PER_COMPONENT = 1024, 8, 64
+"""But no fewer rows than the first, and no fewer and no more per component than the others."""
 
 
 class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Rows of features [S, M], CSR or dense, to dense float32 rows [S, r]: feature tf-idf and a truncated SVD.
 
         w = f(x) * idf,   idf = ln((1 + S) / (1 + rows that have the feature)) + 1
-        z = (w / |w|) V,  V [M, r]: the leading right singular vectors of the fitted rows w / |w|, of which a sample of
-                          `max_rows` stands for all
+        z = (w / |w|) V,  V [M, r]: the leading right singular vectors of the fitted rows w / |w|, of which a sample
+                          stands for all
 
     What latent semantic analysis (Deerwester et al., 1990) does with words, done with features. Nothing is centred, so
     a row without features is a row of zeros. The length of z is the share of its row that the r directions hold.
 
     n_components: r; fewer where the fitted rows have no more directions, which is logged (n_components_ says how many);
-    value_transform "sqrt" | "log1p" | "none": f; n_iter: blocks of 64 directions tried beyond those that the components
-    fill, of a Lanczos iteration (leading_directions.py); max_rows: rows that the directions are learnt from, drawn at
-    random where there are more (the weights idf come from all rows); random_state: int, Generator, RandomState or None.
-    numpy's and torch's global generators are neither used nor changed.
+    value_transform "sqrt" | "log1p" | "none": f; n_iter: blocks of a Lanczos iteration tried beyond the ceil(r / 64)
+    that r directions fill (leading_directions.py); max_rows: rows that the directions are learnt from at most, drawn at
+    random where there are more (the weights idf come from all rows), None: an eighth of them, but from 8 to 64 per
+    component, and 1,024 in any case; random_state: int, Generator, RandomState or None. numpy's and torch's global
+    generators are neither used nor changed.
+
+    Topics of which few rows come into the sample lose their directions first: docs/measured.md says how much. Where
+    rare topics matter more than time, max_rows=len(rows) learns from all.
 
     After fit: components_ float32 [r, M], orthonormal; idf_ float64 [M]; singular_values_ float64 [r] (where a sample
     stood for the rows, scaled up to their number); n_components_; n_features_in_. The bits do not depend on the number
@@ -64,7 +75,7 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         *,
         value_transform: str = "sqrt",
         n_iter: int = 1,
-        max_rows: int = 2048,
+        max_rows: int | None = None,
         random_state: Any = None,
     ) -> None:
         self.n_components = n_components
@@ -78,13 +89,15 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
         Raises InputError (all rows are zero; a parameter out of range), NonFiniteError, DtypeError.
         """
-        self._learn(self._rows(X, reset=True))
+        self._check_parameters()
+        self._learn(*counted_rows(self, X, reset=True))
         return self
 
     def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
         """`fit`, then `transform` of the same rows, which are checked once. y is ignored."""
-        rows = self._rows(X, reset=True)
-        self._learn(rows)
+        self._check_parameters()
+        rows, having = counted_rows(self, X, reset=True)
+        self._learn(rows, having)
         return self._projected(rows)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -92,7 +105,8 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
-        return self._projected(self._rows(X, reset=False))
+        self._check_parameters()
+        return self._projected(sparse.csr_array(checked_rows(self, X, reset=False)))
 
     def inverse_transform(self, X: Any) -> NDArray[np.float32]:
         """Projected rows [S, r] as features again: float32 [S, M], in units of f(x), up to the length of each row."""
@@ -121,14 +135,9 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
         return load_projection(folder)
 
-    def _rows(self, X: Any, *, reset: bool) -> sparse.csr_array:
-        """Checked rows with distinct, sorted columns."""
-        self._check_parameters()
-        return sparse.csr_array(checked_rows(self, X, reset=reset))
-
-    def _learn(self, rows: sparse.csr_array) -> None:
+    def _learn(self, rows: sparse.csr_array, having: Counts) -> None:
+        """From checked rows and, for each feature, the number of them that have it."""
         n_rows, width = rows.shape
-        having = _rows_with(rows)
         if not having.any():
             raise InputError(
                 f"FeatureProjection: all {n_rows} rows are zero (n_samples={n_rows}); there is nothing to project. "
@@ -137,12 +146,12 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.idf_ = np.log((1 + n_rows) / (1 + having)) + 1
         self.seed_ = seed_from(self.random_state)
         rng = np.random.default_rng(self.seed_)
-        sample = self._sample(rows, rng)
+        sample = unit_sample(rows, self._chosen(n_rows, rng), self.value_transform, self.idf_)
+        if not sample.data.any():
+            # empty rows say nothing of the others
+            sample = unit_sample(rows, np.arange(n_rows), self.value_transform, self.idf_)
         values, self.components_ = leading_directions(
-            scale_rows(scale_columns(transform_rows(sample, self.value_transform), self.idf_)),
-            self.n_components,
-            n_iter=self.n_iter,
-            rng=rng,
+            sample, self.n_components, n_iter=self.n_iter, rng=rng, weights=self.idf_
         )
         self.singular_values_ = values * np.sqrt(n_rows / sample.shape[0])
         self.n_components_ = len(self.components_)
@@ -152,14 +161,15 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 self.n_components, sample.shape[0], width, self.n_components_,
             )  # fmt: skip
 
-    def _sample(self, rows: sparse.csr_array, rng: np.random.Generator) -> sparse.csr_array:
-        """Rows to learn directions from: `max_rows` of them, in their order, or all."""
-        n_rows = rows.shape[0]
-        if n_rows <= self.max_rows:
-            return rows
-        sample = rows[np.sort(rng.choice(n_rows, self.max_rows, replace=False))]
-        # a sample of empty rows says nothing of the others
-        return sample if sample.data.any() else rows
+    def _chosen(self, n_rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The rows to learn directions from, in their order: some of them, or all."""
+        most = self.max_rows
+        if most is None:
+            most = min(n_rows // SAMPLE_SHARE, MOST_PER_COMPONENT * self.n_components)
+            most = max(most, LEAST_PER_COMPONENT * self.n_components, LEAST_ROWS)
+        if n_rows <= most:
+            return np.arange(n_rows)
+        return np.sort(rng.choice(n_rows, most, replace=False))
 
     def _projected(self, rows: sparse.csr_array) -> NDArray[np.float32]:
         """The rows in the learnt directions. The rows, which are far larger than what comes out, are read once."""
@@ -173,8 +183,9 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _check_parameters(self) -> None:
         check_value_transform("FeatureProjection", self.value_transform)
         for name, least in (("n_components", 1), ("n_iter", 0), ("max_rows", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"FeatureProjection: {name} must be at least {least}; got {getattr(self, name)}")
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise InputError(f"FeatureProjection: {name} must be at least {least}; got {given}")
 
     @property
     def _n_features_out(self) -> int:
@@ -186,10 +197,3 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-
-def _rows_with(rows: sparse.csr_array) -> NDArray[np.int64]:
-    """For each feature, the number of rows that have it [M]."""
-    indices = rows.indices if rows.data.all() else rows.indices[rows.data != 0]
-    found: NDArray[np.int64] = torch.bincount(torch.from_numpy(indices), minlength=rows.shape[1]).numpy()
-    return found

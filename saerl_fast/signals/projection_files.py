@@ -19,7 +19,7 @@ FORMAT = EstimatorFormat(
     version=1,
     json_file="projection.json",
     arrays_file="projection.safetensors",
-    parameters={"n_components": int, "value_transform": str, "n_iter": int, "max_rows": int},
+    parameters={"n_components": int, "value_transform": str, "n_iter": int, "max_rows": (int, type(None))},
     state={"n_features_in": int, "seed": int, "n_components": int},
     arrays=("components", "idf", "singular_values"),
 )

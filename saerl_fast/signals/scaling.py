@@ -74,13 +74,14 @@ def scale_columns(rows: sparse.csr_array, factor: NDArray[np.float64]) -> sparse
     return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 
 
-def scale_rows(rows: sparse.csr_array) -> sparse.csr_array:
-    """Each row divided by its length, in float32; a zero row stays zero."""
-    n_rows = rows.shape[0]
-    entries = np.diff(rows.indptr)
-    squares = np.square(rows.data, dtype=np.float64)
-    length = np.sqrt(np.bincount(np.repeat(np.arange(n_rows), entries), weights=squares, minlength=n_rows))
-    data = rows.data * np.repeat(inverse_or_zero(length).astype(np.float32), entries)
+def unit_length(rows: sparse.csr_array, weights: NDArray[np.float64]) -> sparse.csr_array:
+    """Each row divided, in float32, by the length that it has with its columns weighted; a zero row stays zero.
+
+    The weights are not multiplied in. Lengths are added up in float64.
+    """
+    squares = sparse.csr_array((np.square(rows.data, dtype=np.float64), rows.indices, rows.indptr), shape=rows.shape)
+    length = np.sqrt(squares @ np.square(weights))
+    data = rows.data * np.repeat(inverse_or_zero(length).astype(np.float32), np.diff(rows.indptr))
     return sparse.csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
 
 

@@ -342,8 +342,8 @@ SEEDS = (
         "tests/signals/test_projection.py",
         (
             "saerl_fast/signals/projection.py",
-            "rows[np.sort(rng.choice(n_rows, self.max_rows, replace=False))]",
-            "rows[: self.max_rows]",
+            "np.sort(rng.choice(n_rows, most, replace=False))",
+            "np.arange(most)",
         ),
     ),
     seed(

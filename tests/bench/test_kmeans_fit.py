@@ -17,11 +17,11 @@ def rows():
 
 @pytest.fixture
 def found(rows):
-    return bench.fitted(rows, 4, seed=0)
+    return bench.fitted(rows, 20, seed=0)
 
 
 def test_a_true_result_passes(found, rows):
-    verdict = bench.judged(found, rows, 4)
+    verdict = bench.judged(found, rows, 20)
     assert verdict.failure is None
     assert verdict.facts["quality"] >= bench.LEAST_QUALITY
 
@@ -29,7 +29,7 @@ def test_a_true_result_passes(found, rows):
 @pytest.mark.parametrize(
     ("change", "failure"),
     [
-        (lambda f: f._replace(labels=(f.labels + 1) % 4), "rows are not with their nearest centroid"),
+        (lambda f: f._replace(labels=(f.labels + 1) % 20), "rows are not with their nearest centroid"),
         (lambda f: f._replace(centroids=f.centroids * 1.02), "the inertia is"),
         (lambda f: f._replace(inertia=f.inertia * 1.001), "the inertia is"),
         (lambda f: f._replace(rows=f.rows * 1.001), "not those of the same projection"),
@@ -37,13 +37,24 @@ def test_a_true_result_passes(found, rows):
     ids=["labels", "centroids", "inertia", "rows"],
 )
 def test_a_wrong_result_is_seen(found, rows, change, failure):
-    assert failure in bench.judged(change(found), rows, 4).failure
+    assert failure in bench.judged(change(found), rows, 20).failure
 
 
 def test_a_poor_fit_is_seen(found, rows, monkeypatch):
-    poor = found._replace(labels=torch.from_numpy(np.arange(400, dtype=np.int32) % 4))
+    poor = found._replace(labels=torch.from_numpy(np.arange(400, dtype=np.int32) % 20))
     monkeypatch.setattr(bench, "fitted", lambda rows, clusters, seed: poor)
-    assert "the quality is" in bench.judged(found, rows, 4).failure
+    assert "the quality is" in bench.judged(found, rows, 20).failure
+
+
+def test_a_projection_that_loses_topics_is_seen():
+    features = bench.features_of(**TINY)
+    verdict = bench.judged_in_full(bench.fitted(good := bench.projected(features, 8), 20, 0), good, 20, features)
+    assert verdict.facts["quality_of_sample"] >= bench.LEAST_QUALITY
+    # twelve rows say little of twenty topics, and the clusters of what they say are as good as scikit-learn's
+    poor = bench.projected(features, 8, max_rows=12)
+    found = bench.fitted(poor, 20, seed=0)
+    assert bench.judged(found, poor, 20).failure is None
+    assert "in the space of all rows" in bench.judged_in_full(found, poor, 20, features).failure
 
 
 def test_inertia_by_hand():

@@ -307,6 +307,35 @@ class TestSample:
         assert np.array_equal(sampled.idf_, whole.idf_)
         np.testing.assert_allclose(sampled.singular_values_[:3], whole.singular_values_[:3], rtol=0.05)
 
+    @pytest.mark.parametrize(
+        ("n_rows", "components", "learnt_from"),
+        [
+            (900, 4, 900),
+            (3000, 4, 1024),
+            (12_000, 32, 1500),
+            (3000, 200, 1600),
+            (100_000, 4, 1024),
+            (900_000, 128, 8192),
+        ],
+    )
+    def test_an_eighth_of_the_rows_within_bounds(self, n_rows, components, learnt_from):
+        chosen = FeatureProjection(components)._chosen(n_rows, np.random.default_rng(0))
+        assert len(chosen) == len(np.unique(chosen)) == learnt_from
+        assert len(FeatureProjection(components, max_rows=50)._chosen(n_rows, np.random.default_rng(0))) == 50
+
+    def test_a_small_topic_is_not_lost(self):
+        # 1 row of 100: 80 of 8,000, of which 10 or so come into the sample
+        rows, kind = planted.clusters(8000, 120, n_clusters=5)
+        few = np.flatnonzero(kind == 4)[80:]
+        rows, kind = rows[np.setdiff1d(np.arange(8000), few)], np.delete(kind, few)
+        for seed in range(10):
+            pipe = make_pipeline(
+                FeatureProjection(8, random_state=seed), StreamingKMeans(5, n_init=5, random_state=seed)
+            )
+            labels = pipe.fit_predict(rows)
+            own = np.bincount(labels[kind == 4]).argmax()
+            assert 2 * np.sum((labels == own) & (kind == 4)) / (np.sum(labels == own) + 80) > 0.95
+
     def test_a_sample_of_empty_rows_is_not_taken(self):
         rows = np.zeros((300, 20), dtype=np.float32)
         rows[7, 3] = 1
