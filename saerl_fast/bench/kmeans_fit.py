@@ -141,14 +141,14 @@ def judged(found: Fitted, rows: Rows, clusters: int) -> Verdict:
 
 
 def judged_in_full(found: Fitted, rows: Rows, clusters: int, features: Any) -> Verdict:
-    """Besides, the clusters are as good as those of directions learnt from all rows, with more blocks.
+    """Besides, the clusters are as good as those of directions learnt from all rows.
 
     Judged in the space of the latter: a projection that loses topics makes it easy to do well in its own.
     """
     verdict = judged(found, rows, clusters)
     if verdict.failure:
         return verdict
-    whole = projected(features, rows.shape[1], max_rows=len(rows), n_iter=4)
+    whole = projected(features, rows.shape[1], max_rows=len(rows))
     one = inertia(whole, np.zeros(len(whole), dtype=np.int32))
     ours, theirs = (
         np.mean([inertia(whole, fitted(space, clusters, seed).labels.numpy()) for seed in range(SEEDS)])

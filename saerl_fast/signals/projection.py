@@ -46,8 +46,8 @@ class FeatureProjection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     component, and 1,024 in any case; random_state: int, Generator, RandomState or None. numpy's and torch's global
     generators are neither used nor changed.
 
-    Topics of which few rows come into the sample lose their directions first: docs/measured.md says how much. Where
-    rare topics matter more than time, max_rows=len(rows) learns from all.
+    Topics of which few rows come into the sample lose their directions first. Where rare topics matter more than
+    time, max_rows=len(rows) learns from all.
 
     After fit: components_ float32 [r, M], orthonormal; idf_ float64 [M]; singular_values_ float64 [r] (where a sample
     stood for the rows, scaled up to their number); n_components_; n_features_in_. The bits do not depend on the number
