@@ -157,7 +157,7 @@ def judged_in_full(found: Fitted, rows: Rows, clusters: int, features: Any) -> V
     quality = float((one - ours) / (one - theirs))
     if quality < LEAST_QUALITY:
         return Verdict(f"the quality in the space of all rows is {quality:.4f}, below {LEAST_QUALITY}")
-    return Verdict(facts=verdict.facts | {"quality_of_sample": round(quality, 4)})
+    return Verdict(facts={**verdict.facts, "quality_of_sample": round(quality, 4)})
 
 
 def inertia(rows: Rows, labels: NDArray[np.int32]) -> float:
