@@ -44,7 +44,7 @@ def test_the_last_run_planted_every_seed():
 
 SIZES = (
     "rows", "pairs", "runs", "forks", "kills", "states", "sizes", "flips", "truncations_and_swaps", "rounds", "texts",
-    "exceptions", "inputs", "cases",
+    "exceptions", "inputs", "cases", "forms", "targets",
 )  # fmt: skip
 
 

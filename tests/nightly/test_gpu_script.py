@@ -23,6 +23,6 @@ def test_all_slices(environment, tmp_path, record_property):  # noqa: F811
     # the select alone is a compiled one, and a dry run compiles nothing
     proved = [row["name"] for row in found if row.get("exact")]
     assert set(gpu_suite.ROWS) - set(proved) <= {"select"}
-    record_property("proved", len(proved))
+    record_property("rows", len(proved))
     for name, seconds in re.findall(r"^(\w+): ok, (\d+) s$", done.stdout, re.MULTILINE):
         record_property(f"{name}_s", int(seconds))
