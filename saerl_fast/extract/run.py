@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from saerl_fast.durable import check_place
 from saerl_fast.errors import IncompleteStoreError, JobMismatchError
 from saerl_fast.extract.ahead import Ahead
-from saerl_fast.extract.job import WHOLE, Job, Part
+from saerl_fast.extract.job import MANIFEST, WHOLE, Job, Part
 from saerl_fast.extract.learning import OnDevice
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.sanity import Fired, report_sanity
 from saerl_fast.extract.settings import Settings, hash_each
 from saerl_fast.extract.shard import Room, ShardRows, Tokens, featurize_shard, read_tokens
-from saerl_fast.extract.store import DONE, SANITY, Batches, StoreWriter, missing_shards, read_shard
+from saerl_fast.extract.store import DONE, SANITY, Batches, StoreWriter, missing_shards, read_part, read_shard
 from saerl_fast.extract.tokens import Text
 from saerl_fast.features import USABLE, SparseFeatures
 from saerl_fast.sae import SAE
@@ -228,14 +228,25 @@ def _commit(store: StoreWriter, shard: int, found: ShardRows) -> None:
 @contextmanager
 def _writer(folder: Path, task: Task | Finished, part: Part) -> Iterator[StoreWriter]:
     """The writer of the folder; where the folder is of another job, with what can be said about its texts."""
+    if isinstance(task, Finished) or _holds_all(folder, task.job, part):
+        yield StoreWriter(
+            folder, task.job, part
+        )  # not entered: it only reads, without a lock, where nothing can be written
+        return
     with ExitStack() as held:
         try:
             store = held.enter_context(StoreWriter(folder, task.job, part))
         except JobMismatchError as error:
-            if isinstance(task, Finished):
-                raise
             raise JobMismatchError(f"{error}{_rows_added(folder, task)}") from error
         yield store
+
+
+def _holds_all(folder: Path, job: Job, part: Part) -> bool:
+    """Whether the folder is marked complete and has every shard of this very job and share."""
+    if not (folder / DONE).exists() or not (folder / MANIFEST).exists():
+        return False
+    same = Job.load(folder).digest == job.digest and read_part(folder) == part
+    return same and not set(missing_shards(folder, job)) & set(part.shards(job))
 
 
 def _rows_added(folder: Path, task: Task) -> str:

@@ -131,10 +131,10 @@ class StoreWriter:
         """Mark the folder complete. Every shard is read back and checked first, and so is a mark that is there."""
         for shard in self.shards:
             read_shard(self.folder, self.job, shard)
-        sync_folder(self.folder / SHARDS)
         if self.finished:
             check_done(self.folder, self.job, self.shards)
         else:
+            sync_folder(self.folder / SHARDS)
             _commit(self.folder / DONE, _done(self.folder, self.job, self.shards))
 
     def _enter_manifest(self) -> None:

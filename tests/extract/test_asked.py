@@ -1,6 +1,8 @@
 """A finished folder asked for in the same words is read without a model; any other word, and the model is loaded."""
 
+import errno
 import json
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -12,7 +14,7 @@ import torch
 
 import saerl_fast
 from saerl_fast.cli import main
-from saerl_fast.errors import CorruptStoreError, IncompleteStoreError, JobMismatchError
+from saerl_fast.errors import CorruptStoreError, IncompleteStoreError, JobMismatchError, PlaceError
 from saerl_fast.extract import asked as words
 from saerl_fast.extract.asked import asked, hash_model
 from saerl_fast.extract.job import WHOLE, Job
@@ -83,6 +85,34 @@ def test_shares_are_read_so_too(home, tmp_path, monkeypatch):
     first = run(home, tmp_path, part=(1, 2))
     monkeypatch.setattr("saerl_fast.extract.reader.load_blocks", lambda *_, **__: pytest.fail("loaded"))
     np.testing.assert_array_equal(run(home, tmp_path, part=(1, 2)).values, first.values)
+
+
+@pytest.mark.parametrize("model", ["a folder", "in memory"])
+def test_where_nothing_can_be_written_a_finished_folder_is_read(home, tmp_path, monkeypatch, model):
+    shutil.copytree(home / "done", tmp_path / "out")
+    (tmp_path / "out" / "LOCK").unlink()
+    given = {}
+    if model == "in memory":
+        given = {"model": tiny.causal_lm(), "tokenizer": tiny.tokenizer()}
+        run(home, tmp_path / "out2", **given)
+        shutil.rmtree(tmp_path / "out")
+        shutil.move(tmp_path / "out2", tmp_path / "out")
+    read = os.open
+
+    def refused(*words, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(words[0]))
+
+    def opened(path, flags, *rest, **named):
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        return refused(path) if writes else read(path, flags, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "fsync", refused)
+        found = run(home, tmp_path / "out", **given)
+        with pytest.raises(PlaceError):
+            run(home, tmp_path / "new", **given)
+    np.testing.assert_array_equal(found.values, run(home, home / "done").values)
 
 
 def test_what_is_not_whole_is_not_taken_for_finished(home, tmp_path):
