@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from saerl_fast.errors import FormatError, InputError, MissingDependency, ModelMismatchError
-from saerl_fast.extract.hooks import find_blocks, text_config
+from saerl_fast.extract.hooks import text_config, text_model
 from saerl_fast.formats.safetensors_file import read_json
 
 GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -26,9 +26,9 @@ DeviceMap = str | Mapping[str, int | str | torch.device]
 
 _INDEX = "model.safetensors.index.json"
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-# what stands behind the last block, and never runs
+# what stands behind the last block, and never runs; ModernBERT has a norm of its own behind its embedding
 _BEHIND = re.compile(
-    r"(?:^|\.)(?:lm_head|embed_out|norm|ln_f|final_layer_norm|final_norm|pooler|cls|classifier|score|head)\.(?:\w+\.)*\w+$"
+    r"(?:^|(?<!embeddings)\.)(?:lm_head|embed_out|norm|ln_f|final_layer_norm|final_norm|pooler|cls|classifier|score|head)\.(?:\w+\.)*\w+$"
 )
 
 
@@ -77,7 +77,7 @@ def load_blocks(
             if device_map is None:
                 raise
             raise InputError(f"{name}: device_map gives no device for {error.args[0] or 'the model'!r}") from error
-    _check_complete(model, found["missing_keys"], name)
+    _check_complete(model, layer, found["missing_keys"], name)
     return (model if placing else model.to(target)).eval()  # type: ignore[no-any-return]
 
 
@@ -131,12 +131,12 @@ def is_read(key: str, layer: int) -> bool:
     return int(block[1]) <= layer if block is not None else _BEHIND.search(key) is None
 
 
-def _check_complete(model: nn.Module, missing: Any, name: str) -> None:
+def _check_complete(model: nn.Module, layer: int, missing: Any, name: str) -> None:
     """Refuse random numbers in place of weights, and weights that are not in memory."""
-    used = [model.get_input_embeddings(), *find_blocks(model)]  # type: ignore[operator]
-    parts = {id(parameter) for module in used for parameter in module.parameters()}
+    run = {id(parameter) for key, parameter in text_model(model).named_parameters() if is_read(key, layer)}
+    run |= {id(parameter) for parameter in model.get_input_embeddings().parameters()}  # type: ignore[operator]
     names = dict(model.named_parameters())
-    if lacking := sorted(key for key in missing if key in names and id(names[key]) in parts):
+    if lacking := sorted(key for key in missing if key in names and id(names[key]) in run):
         raise FormatError(
             f"{name}: the checkpoint lacks {len(lacking)} weights of the model that are read, such as {lacking[0]}; "
             "is it complete, and of this architecture?"

@@ -14,7 +14,7 @@ from saerl_fast.errors import FormatError, InputError, JobMismatchError, Missing
 from saerl_fast.extract import loading
 from saerl_fast.extract.capture import Capture
 from saerl_fast.extract.hooks import block_output, find_blocks, parse_hook
-from saerl_fast.extract.loading import load_blocks
+from saerl_fast.extract.loading import is_read, load_blocks
 from saerl_fast.extract.reader import Reader
 from tests import families, tiny
 from tests.extract.test_batched import read, texts
@@ -147,6 +147,27 @@ def test_a_checkpoint_that_lacks_weights_is_refused_not_filled_with_random_numbe
     with pytest.raises(FormatError, match=r"lacks 1 weights .* such as layers.1.mlp.up_proj.weight"):
         load_blocks(str(folder), 1)
     assert len(find_blocks(load_blocks(str(folder), 0))) == 1
+
+
+BESIDE_THE_BLOCKS = [
+    ("gpt2", "transformer.wpe.weight"),
+    ("bert", "embeddings.position_embeddings.weight"),
+    ("bert", "embeddings.LayerNorm.weight"),
+    ("modernbert", "embeddings.norm.weight"),
+]
+
+
+@pytest.mark.parametrize(("family", "weight"), BESIDE_THE_BLOCKS)
+def test_what_lies_between_the_tokens_and_the_first_block_is_read_too(family, weight, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    families.model(family).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert is_read(weight, 0)
+    del weights[weight]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FormatError, match="lacks 1 weights"):
+        load_blocks(str(tmp_path), 1)
 
 
 def test_an_index_that_points_outside_the_folder_is_refused(sharded, tmp_path):
