@@ -20,7 +20,9 @@ from saerl_fast.extract.packing import Layout, Wish, choose_layout
 from saerl_fast.extract.reader import Reader
 from saerl_fast.extract.tokens import Text
 from saerl_fast.kinds import check_arguments
+from saerl_fast.ops.choice import wanted_backend
 from saerl_fast.sae import SAE
+from saerl_fast.sae.rules import encode_operation
 
 SHARD_ROWS = 1024
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32768}
@@ -123,7 +125,10 @@ def settle(request: Request, reader: Reader, sae: SAE) -> Settings:
 def name_contents(
     sae: SAE, texts: Sequence[Text], ids: Sequence[str | int], columns: bytes | None
 ) -> dict[str, str | int | None]:
-    """What is read and by which SAE, as a fingerprint has it: hashes and names."""
+    """What is read and by which SAE, as a fingerprint has it: hashes and names; and the backends that were asked for.
+
+    Left open, a backend has no key: which one runs depends on the machine, and folders may go on elsewhere.
+    """
     named = {
         "sae": sae.weights_hash(),
         "sae_kind": sae.kind,
@@ -133,6 +138,8 @@ def name_contents(
         "texts": hash_each(texts),
         "ids": hash_each(ids),
     }
+    wishes = {f"{op}_backend": wanted_backend(op) for op in (encode_operation(sae), "segment_pool")}
+    named |= {key: name for key, name in wishes.items() if name is not None}
     return named if columns is None else named | {"columns": hashlib.sha256(columns).hexdigest()}
 
 

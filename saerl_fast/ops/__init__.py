@@ -6,10 +6,10 @@
 from saerl_fast.codes import CsrRows, SpacedRows, TopKCodes
 from saerl_fast.kernels.csr_capacity import ENTRIES_PER_ROW
 from saerl_fast.kernels.screening_counts import ScreeningCounts, screening_counts
-from saerl_fast.ops.choice import backend
 from saerl_fast.ops.encode import threshold_encode, threshold_encode_spaced, topk_encode, topk_encode_certified
 from saerl_fast.ops.kmeans import kmeans_assign, kmeans_assign_queued, kmeans_update, kmeans_update_queued
 from saerl_fast.ops.rows import decode, project, project_weighted, segment_pool, segment_pool_spaced
+from saerl_fast.ops.wish import backend
 
 __all__ = [
     "ENTRIES_PER_ROW",

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from saerl_fast.errors import BackendUnavailable, InputError
@@ -67,22 +67,8 @@ class Implementation:
 Table = Mapping[str, Mapping[str, Implementation]]
 """operation -> backend -> implementation"""
 
-_wish: ContextVar[str | None] = ContextVar("saerl_fast_backend", default=None)
-
-
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Ask for one backend for every operation in the block: "cuda", "triton", "triton_bf16", "cpu_int8", "cpu" or
-    "reference".
-
-    Holds for this thread or task only. Raises InputError for an unknown name; the operations raise
-    BackendUnavailable where the backend cannot run them.
-    """
-    token = _wish.set(known_backend(name))
-    try:
-        yield
-    finally:
-        _wish.reset(token)
+wishes: ContextVar[Mapping[str, str]] = ContextVar("saerl_fast_backends", default=MappingProxyType({}))
+"""operation -> the backend that the enclosing `backend(...)` blocks (wish.py) ask for"""
 
 
 def known_backend(name: str) -> str:
@@ -91,9 +77,9 @@ def known_backend(name: str) -> str:
     return name
 
 
-def wanted_backend(argument: str | None) -> str | None:
-    """The backend asked for: by argument, else by the enclosing `backend(...)` block, else none."""
-    return _wish.get() if argument is None else known_backend(argument)
+def wanted_backend(op: str, argument: str | None = None) -> str | None:
+    """The backend asked for: by argument, else by the enclosing `backend(...)` blocks, else none."""
+    return wishes.get().get(op) if argument is None else known_backend(argument)
 
 
 def pick(table: Table, op: str, call: Call, want: str | None) -> tuple[str, tuple[str, ...]]:
@@ -120,10 +106,10 @@ def refusal(table: Table, op: str, name: str, call: Call) -> str | None:
 
 
 def choose(table: Table, op: str, call: Call, argument: str | None) -> str:
-    """`pick`, with the argument and the enclosing block as the wish, and one line of log per fallback."""
+    """`pick`, with the argument and the enclosing blocks as the wish, and one line of log per fallback."""
     if call.device == "cpu":
         go_serial_after_fork()
-    name, passed = pick(table, op, call, wanted_backend(argument))
+    name, passed = pick(table, op, call, wanted_backend(op, argument))
     if passed:
         _log_once(op, name, passed)
     return name

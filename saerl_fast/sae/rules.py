@@ -41,6 +41,11 @@ def encode_rows(
     return _above(sae, x, theta, bias, sae.latent_scale, row_index, entries_per_row)
 
 
+def encode_operation(sae: SAE) -> str:
+    """The operation that `encode_rows` is made of."""
+    return "topk_encode" if sae.kind in ("topk", "abstopk") else "threshold_encode"
+
+
 def encode_rows_certified(sae: SAE, x: Tensor, row_index: Tensor | None) -> tuple[TopKCodes, Tensor]:
     """`encode_rows` of a TopK SAE by `ops.topk_encode_certified`."""
     if sae.kind != "topk" or sae.k is None:

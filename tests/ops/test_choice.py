@@ -1,6 +1,8 @@
 """The choice of backend: a pure function with reasons."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -82,14 +84,63 @@ def test_asked_for_must_succeed_or_raise():
 
 
 def test_block_asks_and_ends():
-    assert choice.wanted_backend(None) is None
+    assert choice.wanted_backend("decode") is None
     with ops.backend("reference"):
-        assert choice.wanted_backend(None) == "reference"
-        assert choice.wanted_backend("cpu") == "cpu"  # the argument is nearer
+        assert choice.wanted_backend("decode") == "reference"
+        assert choice.wanted_backend("decode", "cpu") == "cpu"  # the argument is nearer
         with ops.backend("cpu"):
-            assert choice.wanted_backend(None) == "cpu"
-        assert choice.wanted_backend(None) == "reference"
-    assert choice.wanted_backend(None) is None
+            assert {choice.wanted_backend(op) for op in TABLE} == {"cpu"}
+        assert choice.wanted_backend("decode") == "reference"
+    assert choice.wanted_backend("decode") is None
+
+
+def wanted():
+    return [choice.wanted_backend(op) for op in ("topk_encode", "topk_encode_certified", "segment_pool")]
+
+
+def test_inner_blocks_stand_over_outer_ones_for_what_they_name():
+    with ops.backend(topk_encode="triton_bf16"):
+        assert wanted() == ["triton_bf16", None, None]
+        with ops.backend(segment_pool="cpu"):
+            assert wanted() == ["triton_bf16", None, "cpu"]
+            with ops.backend(topk_encode="cpu_int8"):
+                assert wanted() == ["cpu_int8", None, "cpu"]
+            with ops.backend("cuda"):
+                assert wanted() == ["cuda"] * 3
+            assert wanted() == ["triton_bf16", None, "cpu"]
+    with ops.backend("cuda", topk_encode="triton_bf16"):
+        assert wanted() == ["triton_bf16", "cuda", "cuda"]
+    assert wanted() == [None] * 3
+
+
+def test_a_block_that_raises_ends_too():
+    with pytest.raises(KeyError), ops.backend(topk_encode="cpu"):
+        raise KeyError
+    assert wanted() == [None] * 3
+
+
+def test_a_wish_is_of_its_thread():
+    def in_thread(count):
+        with ops.backend(topk_encode=("cpu", "reference")[count]):
+            both_there.wait(10)
+            found = wanted()
+            both_there.wait(10)
+        return found, wanted()
+
+    both_there = threading.Barrier(2)
+    with ops.backend(segment_pool="reference"), ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(in_thread, range(2)))
+    assert found == [(["cpu", None, None], [None] * 3), (["reference", None, None], [None] * 3)]
+
+
+def test_a_wish_for_one_operation_leaves_the_others_alone():
+    with ops.backend(topk_encode="cuda"):
+        with pytest.raises(BackendUnavailable, match="topk_encode: 'cuda' was asked for"):
+            OPERATIONS["topk_encode"](OPERATIONS["topk_encode"].samples[0].make())
+        for name in ("topk_encode_certified", "threshold_encode", "segment_pool", "decode"):
+            OPERATIONS[name](OPERATIONS[name].samples[0].make())
+    with ops.backend(threshold_encode="cuda"), pytest.raises(BackendUnavailable, match="threshold_encode: 'cuda'"):
+        ops.threshold_encode_spaced(**OPERATIONS["threshold_encode"].samples[0].make())
 
 
 def test_unknown_name():
@@ -98,6 +149,23 @@ def test_unknown_name():
         ops.backend("gpu"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("names", "operations", "message"),
+    [
+        ((), {"topk_encode": "gpu"}, "one of cuda, .*; got 'gpu'"),
+        ((), {"topk_encode": None}, "one of cuda, .*; got None"),
+        ((), {"encode": "cpu"}, "operations are topk_encode, .*; got 'encode'"),
+        ((), {"threshold_encode_spaced": "cpu"}, "operations are .*; got 'threshold_encode_spaced'"),
+        (("gpu",), {"topk_encode": "cpu"}, "one of cuda, .*; got 'gpu'"),
+        ((), {}, "for every operation, or for some .* got none"),
+    ],
+)
+def test_unknown_names_are_refused_and_nothing_is_asked_for(names, operations, message):
+    with pytest.raises(InputError, match=message), ops.backend(*names, **operations):
+        pass
+    assert wanted() == [None] * 3
 
 
 def test_block_reaches_the_operation():
