@@ -34,10 +34,10 @@ CONVERTING: Mapping[str, ArgumentKind] = {
 }
 """What each argument of convert may be."""
 _NAMES = {
-    "w_enc": ("W_enc", "encoder.weight"),
-    "w_dec": ("W_dec", "decoder.weight"),
-    "b_enc": ("b_enc", "encoder.bias", "b_gate", "gate_bias"),
-    "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias"),
+    "w_enc": ("W_enc", "encoder.weight", "encoder_linear.weight"),
+    "w_dec": ("W_dec", "decoder.weight", "decoder_linear.weight"),
+    "b_enc": ("b_enc", "encoder.bias", "encoder_linear.bias", "b_gate", "gate_bias"),
+    "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias", "decoder_linear.bias"),
     "threshold": ("threshold",),
     "r_mag": ("r_mag",),
     "b_mag": ("b_mag", "mag_bias"),
@@ -54,6 +54,17 @@ _CLASSES: dict[str, tuple[Kind, bool]] = {
     "BatchTopKSAE": ("jumprelu", True),
     "MatryoshkaBatchTopKSAE": ("jumprelu", True),
 }
+# what its submodule_name says -> the hook point of that module's output
+_SUBMODULES = {
+    "resid_post": "hook_resid_post",
+    "mlp_out": "hook_mlp_out",
+    "attn_out": "hook_attn_out",
+    "attention_out": "hook_attn_out",
+}
+_SUBMODULE = re.compile(rf"({'|'.join(_SUBMODULES)})_layer_?(\d{{1,4}})")
+# models with a norm between a module's output and the stream, and a hook point behind that norm
+_NORMED = re.compile(r"gemma-?[2-9]|olmo-?[2-9]", re.IGNORECASE)
+_GOODFIRE_FILE = re.compile(r"(Llama-3\.\d-\d{1,3}B-Instruct)-SAE-l(\d{1,3})\.pth?")
 _QWEN_FILE = re.compile(r"layer(\d{1,4})\.sae\.pt")
 _QWEN_REPOSITORY = re.compile(r"SAE-Res-([\w.\-]+)-W(\d{1,5})K-L0_(\d{1,5})")
 
@@ -79,8 +90,8 @@ def convert(
 ) -> SAE:
     """Read an SAE in any form that is known and write it as a sae-lens 6 folder, which ``load_sae`` reads.
 
-    source: a ``.pt`` file (Qwen-Scope's layerN.sae.pt; dictionary_learning's ae.pt with config.json beside it; any
-        state dict of an encoder, a decoder and their biases), a folder that holds one, or a folder that
+    source: a ``.pt`` file (Qwen-Scope's layerN.sae.pt; dictionary_learning's ae.pt with config.json beside it;
+        Goodfire's; any state dict of an encoder, a decoder and their biases), a folder that holds one, or a folder that
         ``load_sae`` reads. Torch files are read as data: opcodes are walked, nothing in them is run.
     kind, k, apply_b_dec, metadata: what the files do not say, or say wrongly. They win over the files.
 
@@ -212,6 +223,9 @@ def _rule_of(file: Path) -> Rule:
         return _dictionary_learning(beside, trainer, config.get("buffer"))
     if layer := _QWEN_FILE.fullmatch(file.name):
         return _qwen_scope(file, layer[1])
+    if named := _GOODFIRE_FILE.fullmatch(file.name):
+        model, hook = f"meta-llama/{named[1]}", f"blocks.{named[2]}.hook_resid_post"
+        return Rule("standard", None, False, {"format": "goodfire", "model_name": model, "hook_name": hook})
     return Rule()
 
 
@@ -222,14 +236,31 @@ def _dictionary_learning(origin: Path, trainer: dict[str, Any], buffer: Any) -> 
     kind, apply_b_dec = _CLASSES[name]
     k = trainer.get("k")
     metadata = {"format": "dictionary_learning", "model_name": trainer.get("lm_name")}
-    if type(trainer.get("layer")) is int:
-        metadata["hook_name"] = f"blocks.{trainer['layer']}.hook_resid_post"
+    if hook := _hook_of(origin, trainer):
+        metadata["hook_name"] = hook
     if isinstance(buffer, dict) and type(buffer.get("ctx_len")) is int:
         metadata["context_size"] = buffer["ctx_len"]
+    target = trainer.get("target_l0")
+    if target is not None and (type(target) not in (int, float) or not 0 < target < 1e9):
+        raise FormatError(f"{origin}: target_l0 must be a positive number, below a billion; got {target!r:.80}")
     if kind == "jumprelu" and type(k) is int:
         metadata["l0"] = k
+    if kind != "topk" and target is not None:
+        metadata["l0"] = target
     check_metadata(origin, metadata)
     return Rule(kind, k if type(k) is int and kind == "topk" else None, apply_b_dec, metadata)
+
+
+def _hook_of(origin: Path, trainer: dict[str, Any]) -> str | None:
+    """The place whose activations it was trained on; None where submodule_name leaves it open."""
+    name = trainer.get("submodule_name")
+    said = _SUBMODULE.fullmatch(name) if isinstance(name, str) else None
+    if said is None or ("out" in said[1] and _NORMED.search(str(trainer.get("lm_name")))):
+        return None
+    layer = int(said[2])
+    if type(trainer.get("layer")) is int and trainer["layer"] != layer:
+        raise FormatError(f"{origin}: submodule_name {name!r} and layer {trainer['layer']} contradict each other")
+    return f"blocks.{layer}.{_SUBMODULES[said[1]]}"
 
 
 def _qwen_scope(file: Path, layer: str) -> Rule:

@@ -71,6 +71,7 @@ def read_folder(folder: Path) -> SAE:
         **({"hook_name_out": writes} if transcoder else {}),
         "context_size": 1024,
         "prepend_bos": True,
+        **_promise(folder, config),
     }
     check_metadata(folder, metadata)
     average = config.get("dataset_average_activation_norm")
@@ -89,6 +90,16 @@ def read_folder(folder: Path) -> SAE:
         transcoder=transcoder,
         metadata=metadata,
     )
+
+
+def _promise(folder: Path, config: dict[str, Any]) -> dict[str, int]:
+    """The k of the TopK that was trained, for which the threshold was chosen."""
+    k = config.get("top_k")
+    if k is None:
+        return {}
+    if type(k) is not int or not 1 <= k <= config["d_sae"]:
+        raise FormatError(f"{folder}: top_k must be a whole number from 1 to d_sae = {config['d_sae']}; got {k!r:.80}")
+    return {"l0": k}
 
 
 def _thresholds(folder: Path, config: dict[str, Any], w_dec: Tensor, inner: float, outer: float) -> Tensor:

@@ -129,6 +129,11 @@ def _rebuild(path: str, name: str, call: Call, storages: _Storages) -> Tensor:
     """The view that a call of _rebuild_tensor_v2(storage, offset, size, stride, ...) stands for."""
     if not 6 <= len(call.arguments) <= 7 or call.items or call.state is not None:
         raise UnsafeFileError(f"{path}: tensor {name!r} is rebuilt in a way that is not known")
+    if any(call.arguments[6:]):
+        raise UnsafeFileError(
+            f"{path}: tensor {name!r} has metadata (neg, conj or the like), by which its values are not those of its "
+            "storage; a plain tensor is wanted"
+        )
     reference, offset, size, stride = call.arguments[:4]
     numbers = [size, stride]
     if type(offset) is not int or not all(isinstance(n, tuple) and all(type(i) is int for i in n) for n in numbers):

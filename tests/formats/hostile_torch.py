@@ -166,6 +166,8 @@ HOSTILE = {
     "stride-0-to-10^9": torch_file(in_dict(tensor(size=(10**9,), stride=(0,)))),
     "rank-without-strides": torch_file(in_dict(tensor(size=(2, 2), stride=(1,)))),
     "tensor-of-words": torch_file(in_dict(tensor().replace(numbers(4), b"(X\x01\0\0\x004t", 1))),
+    "negated-by-its-metadata": saved({"w": torch._neg_view(torch.ones(4))}),
+    "metadata-of-another-type": torch_file(in_dict(tensor().replace(b")RtR", b")R]K\x01atR"))),
     # archives
     "compressed": archive({"a/data.pkl": b"\x80\x02}."}, zipfile.ZIP_DEFLATED),
     "bomb": bomb(),

@@ -317,6 +317,7 @@ def dictionary_folder(folder, name, module=None):
     module = dictionary(name) if module is None else module
     torch.save(module.state_dict(), folder / "ae.pt")
     trainer = {"dict_class": name, "layer": 8, "lm_name": "EleutherAI/pythia-160m-deduped", "k": 9}
+    trainer["submodule_name"] = "resid_post_layer_8"
     (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 1024}}))
     return module
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from saerl_fast.errors import FormatError
+from saerl_fast.extract.sanity import promised_l0
 from saerl_fast.formats import load_sae, save_sae
 from tests.formats.test_golden import WIDTH, assert_same, features, llama_folder, rows
 
@@ -37,6 +38,14 @@ def test_scales_and_thresholds_are_folded(tmp_path, part, counts):
     assert ours.transcoder == (part == "transcoder")
     assert ours.hook_name == changes.get("hook_point_in", "blocks.15.hook_resid_post")
     assert ours.metadata.get("hook_name_out") == changes.get("hook_point_out")
+
+
+def test_the_k_it_was_trained_with_is_the_l0_it_promises(tmp_path):
+    llama_folder(tmp_path / "sae")
+    save_sae(load_sae(tmp_path / "sae"), tmp_path / "out")
+    assert promised_l0(load_sae(tmp_path / "sae")) == promised_l0(load_sae(tmp_path / "out")) == 50
+    llama_folder(tmp_path / "silent", top_k=None)
+    assert promised_l0(load_sae(tmp_path / "silent")) is None
 
 
 def test_the_two_rules_differ_where_decoders_are_not_of_norm_one(tmp_path):
@@ -83,6 +92,10 @@ def test_a_latent_without_a_decoder_is_never_active_and_can_be_saved(tmp_path):
         ({**TRANSCODER, "dataset_average_activation_norm": {"in": 9}}, r"\['out'\] must be a positive number"),
         ({"jump_relu_threshold": "x"}, "jump_relu_threshold must be a positive number"),
         ({"jump_relu_threshold": False}, "jump_relu_threshold must be a positive number, below a million; got False"),
+        ({"top_k": 50.5}, "top_k must be a whole number from 1 to d_sae = 96; got 50.5"),
+        ({"top_k": 0}, "top_k must be a whole number from 1 to d_sae = 96; got 0"),
+        ({"top_k": True}, "top_k must be a whole number from 1 to d_sae = 96; got True"),
+        ({"top_k": "50"}, "top_k must be a whole number from 1 to d_sae = 96; got '50'"),
         ({"d_sae": 95}, r"\[d_sae, d_model\] = \[95, 32\]"),
         ({"use_glu_encoder": True}, "use_glu_encoder True is not supported; supported is False"),
         ({"act_fn": "topk"}, "act_fn 'topk' is not supported; supported is 'jumprelu'"),

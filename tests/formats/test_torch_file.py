@@ -74,6 +74,13 @@ def test_the_good_file_of_the_makers_is_read(tmp_path):
     assert torch.equal(read_torch_file(tmp_path / "x.pt")["w"], torch.zeros(4))
 
 
+@pytest.mark.parametrize("empty", [b"N", b"}"])
+def test_metadata_that_says_nothing_is_passed_over(empty, tmp_path):
+    opcodes = hostile_torch.in_dict(hostile_torch.tensor().replace(b")RtR", b")R" + empty + b"tR"))
+    (tmp_path / "x.pt").write_bytes(hostile_torch.torch_file(opcodes))
+    assert torch.equal(read_torch_file(tmp_path / "x.pt")["w"], torch.zeros(4))
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_at_once_and_run_nothing(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -98,6 +105,8 @@ def test_hostile_files_are_refused_at_once_and_run_nothing(case, tmp_path, monke
         ("storage-larger-than-its-member", "needs 20 bytes; its member holds 16"),
         ("view-beyond-the-storage", "reaches element 4; its storage has 4"),
         ("stride-0-to-10^9", "repeats the elements"),
+        ("negated-by-its-metadata", r"tensor 'w' has metadata \(neg, conj or the like\)"),
+        ("metadata-of-another-type", "tensor 'w' has metadata"),
         ("compressed", "encrypted or compressed"),
         ("overlapping-members", "overlap"),
         ("member-with-a-path", "member name"),
