@@ -1,8 +1,8 @@
 """The matrix product of an encode in Triton, with an epilogue that leaves what a select needs to read little.
 
     h(i, j) = scale[j] * ((x[row_index[i]] - b_dec) . w_enc[j] + b_enc[j])     float32 accumulators
-    maxima[i, g] = max of h(i, j) over the columns j of group g, as a rank     (topk_triton.py)
-    counts[i, g] = columns j of group g with h(i, j) > theta[j]                (threshold_triton.py)
+    maxima[i, g] = max of h(i, j) over the columns j of group g, as a rank     (select_triton.py)
+    counts[i, g] = columns j of group g with h(i, j) > theta[j]                (select_triton.py)
 
 Floor:  2 N M D operations: 96 ns a token at D 1536, M 24,576 and 790 TFLOP/s of an H200, and 191 ns at 49,152. The
         scores are written while the next tile multiplies (4 M bytes a token: 23 and 46 ns of the memory's time).
@@ -25,7 +25,7 @@ x - mean: up to a mean of 2 standard deviations (STEEP) these are 2.24 times as 
 accumulation; its own roundings are below 6 2^-24 |x'| |w|, of the 16 2^-24 that "exact" allows. Rows that are steeper,
 few or none, are multiplied again BEFORE, in a second launch that ends at once where a chunk has none: nobody waits.
 
-The wide tile of Hopper takes 210 to 243 of 255 registers and spills nothing (tests/kernels/test_compile_ahead.py).
+The wide tile of Hopper takes 210 to 254 of 255 registers and spills nothing (tests/kernels/test_compile_ahead.py).
 Where the addresses allow, w_enc and x come by the bulk copy engine (tensor descriptors: Hopper and newer), else
 each thread fetches its own part. Not timed yet: docs/measured.md.
 """
@@ -157,6 +157,28 @@ def leave_part(
 
 
 @triton.jit
+def leave_halves(
+    h, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, inside_rows, row_error, row_size,
+    latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+    HAS_SCALE: tl.constexpr, COUNT: tl.constexpr, BOUND: tl.constexpr, NORM: tl.constexpr, CENTRED: tl.constexpr,
+    BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """`leave_part` half by half, since the accumulators leave no registers for the whole."""
+    PART: tl.constexpr = COLUMNS // 2
+    left, right = tl.split(tl.permute(tl.reshape(h, [BLOCK_N, 2, PART]), (0, 2, 1)))
+    leave_part(
+        left, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, inside_rows, row_error, row_size,
+        latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+        HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
+    )  # fmt: skip
+    leave_part(
+        right, first_row, first_latent + PART, bias, scale, theta, mean, factor, sums, named, inside_rows, row_error,
+        row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+        HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
+    )  # fmt: skip
+
+
+@triton.jit
 def scores_kernel(
     x, w, bias, scale, centre, row_index, theta, row_error, row_size, latent_size, latent_error, mean, rest, factor,
     sums, steep, some_steep, scores, groups, n_rows, x_rows, n_latents, width, n_groups,
@@ -191,16 +213,23 @@ def scores_kernel(
             reach, x_row_stride, x_column_stride, w_row_stride, w_column_stride,
             X_BLOCKS, W_BLOCKS, HAS_CENTRE, WIDEN, NORM, BLOCK_N, BLOCK_M, BLOCK_D,
         )  # fmt: skip
-        # half by half, since 128 accumulators a thread leave no registers for the whole
-        PART: tl.constexpr = BLOCK_M // 2
-        left, right = tl.split(tl.permute(tl.reshape(products, [BLOCK_N, 2, PART]), (0, 2, 1)))
-        leave_part(
-            left, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, written, row_error, row_size,
-            latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
-            HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
-        )  # fmt: skip
-        leave_part(
-            right, first_row, first_latent + PART, bias, scale, theta, mean, factor, sums, named, written, row_error,
-            row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
-            HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
-        )  # fmt: skip
+        if COUNT:
+            # theta takes registers too: behind a norm, halves spill and quarters do not. GROUP divides a quarter
+            PART: tl.constexpr = BLOCK_M // 2
+            left, right = tl.split(tl.permute(tl.reshape(products, [BLOCK_N, 2, PART]), (0, 2, 1)))
+            leave_halves(
+                left, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, written, row_error,
+                row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+                HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
+            )  # fmt: skip
+            leave_halves(
+                right, first_row, first_latent + PART, bias, scale, theta, mean, factor, sums, named, written,
+                row_error, row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+                HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, PART, GROUP,
+            )  # fmt: skip
+        else:
+            leave_halves(
+                products, first_row, first_latent, bias, scale, theta, mean, factor, sums, named, written, row_error,
+                row_size, latent_size, latent_error, scores, groups, n_latents, n_groups, scores_stride,
+                HAS_SCALE, COUNT, BOUND, NORM, CENTRED, BLOCK_N, BLOCK_M, GROUP,
+            )  # fmt: skip

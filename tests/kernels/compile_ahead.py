@@ -83,7 +83,26 @@ HALF_TILE = {
     "CENTRED": False, "ONLY_STEEP": False, "BLOCK_N": 128, "BLOCK_M": 256, "BLOCK_D": 64, "GROUP": 32, "STRIPE": 8,
 }  # fmt: skip
 COPIED = {"X_BLOCKS": True, "W_BLOCKS": True, "HAS_INDEX": False}
+"""Rows and weights by the copy engine, as on Hopper where no mask names rows; with one, weights alone."""
+INDEXED = {"W_BLOCKS": True}
+WEIGHTS = {"w": "tensordesc<bf16[256, 64]>"}
+BLOCKS = WEIGHTS | {"x": "tensordesc<bf16[128, 64]>"}
+COUNTS, COUNT, BOUND = {"groups": "*u8"}, {"COUNT": True}, {"BOUND": True}
+NORMED = {"NORM": 1, "CENTRED": True}
+WIDE = {"GROUP": 64}
+"""The groups of a wide dictionary: `group_size_for(49152, 32)`."""
 FULL_TILE = {"HAS_CENTRE": True, "WIDEN": True, "BLOCK_N": 64, "BLOCK_M": 128, "BLOCK_D": 16}
+
+
+def of_scores(types: dict[str, str], tile: dict[str, Any]) -> tuple[Any, dict[str, str], dict[str, Any], int]:
+    """A form of the product, by what differs from bfloat16 rows named by a mask, all fetched by the threads."""
+    return scores_triton.scores_kernel, SCORES | types, HALF_TILE | tile, 8
+
+
+def of_float16(types: dict[str, str]) -> dict[str, str]:
+    return {name: kind.replace("bf16", "fp16") for name, kind in types.items()}
+
+
 SELECT = {
     "scores": FLOAT, "ranks": INT, "values": FLOAT, "columns": INT, "n_latents": "i32", "scores_stride": "i32",
     "n_groups": "i32", "k": "i32",
@@ -194,23 +213,27 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         EXACT_TILE | {"QUEUED": True, "ROWS": 32},
         8,
     ),
-    "scores": (scores_triton.scores_kernel, SCORES, HALF_TILE, 8),
-    "scores_counted": (scores_triton.scores_kernel, SCORES | {"groups": "*u8"}, HALF_TILE | {"COUNT": True}, 8),
-    "scores_bounded": (scores_triton.scores_kernel, SCORES, HALF_TILE | {"BOUND": True}, 8),
-    "scores_float32": (scores_triton.scores_kernel, SCORES | {"x": FLOAT, "w": FLOAT}, HALF_TILE | FULL_TILE, 8),
-    "scores_copied": (
-        scores_triton.scores_kernel,
-        SCORES | {"x": "tensordesc<bf16[128, 64]>", "w": "tensordesc<bf16[256, 64]>"},
-        HALF_TILE | COPIED,
-        8,
-    ),
+    "scores": of_scores({}, {}),
+    "scores_float32": of_scores({"x": FLOAT, "w": FLOAT}, FULL_TILE),
+    "scores_copied": of_scores(BLOCKS, COPIED),
+    "scores_copied_float16": of_scores(of_float16(BLOCKS), COPIED),
+    "scores_copied_wide": of_scores(BLOCKS, COPIED | WIDE),
     # rows named by the hook's mask, weights by the copy engine
-    "scores_indexed": (
-        scores_triton.scores_kernel,
-        SCORES | {"w": "tensordesc<bf16[256, 64]>"},
-        HALF_TILE | {"W_BLOCKS": True},
-        8,
-    ),
+    "scores_indexed": of_scores(WEIGHTS, INDEXED),
+    "scores_indexed_float16": of_scores(of_float16({"x": HALF} | WEIGHTS), INDEXED),
+    "scores_indexed_wide": of_scores(WEIGHTS, INDEXED | WIDE),
+    # threshold_encode
+    "scores_counted": of_scores(COUNTS, COUNT),
+    "scores_counted_copied": of_scores(BLOCKS | COUNTS, COPIED | COUNT),
+    "scores_counted_indexed": of_scores(WEIGHTS | COUNTS, INDEXED | COUNT),
+    "scores_counted_float16": of_scores(of_float16(BLOCKS) | COUNTS, COPIED | COUNT),
+    "scores_counted_normed": of_scores(WEIGHTS | COUNTS, INDEXED | NORMED | COUNT),
+    # triton_bf16
+    "scores_bounded": of_scores({}, BOUND),
+    "scores_bounded_copied": of_scores(BLOCKS, COPIED | BOUND),
+    "scores_bounded_copied_wide": of_scores(BLOCKS, COPIED | WIDE | BOUND),
+    "scores_bounded_indexed": of_scores(WEIGHTS, INDEXED | BOUND),
+    "scores_bounded_indexed_wide": of_scores(WEIGHTS, INDEXED | WIDE | BOUND),
     "fold": (
         fold_triton.fold_kernel,
         FOLD | {"row_stride": "i32"},
@@ -225,18 +248,8 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         4,
     ),
     # an SAE behind a layer norm, on the rows that a hook's mask names
-    "scores_normed": (
-        scores_triton.scores_kernel,
-        SCORES | {"w": "tensordesc<bf16[256, 64]>"},
-        HALF_TILE | {"W_BLOCKS": True, "NORM": 1, "CENTRED": True},
-        8,
-    ),
-    "scores_steep": (
-        scores_triton.scores_kernel,
-        SCORES,
-        HALF_TILE | FULL_TILE | {"HAS_CENTRE": False, "NORM": 2, "CENTRED": True, "ONLY_STEEP": True},
-        8,
-    ),
+    "scores_normed": of_scores(WEIGHTS, INDEXED | NORMED),
+    "scores_steep": of_scores({}, FULL_TILE | {"HAS_CENTRE": False, "NORM": 2, "CENTRED": True, "ONLY_STEEP": True}),
     "row_norms": (
         row_norms_triton.row_norms_kernel,
         ROW_NORMS,
@@ -291,16 +304,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "threshold": (select_triton.threshold_kernel, KEPT, {"GROUP": 32, "SPAN": 32}, 4),
 }
 """name -> kernel, types of its arguments, constants, warps: the forms that the launchers ask for on a large call"""
-STAGES = {
-    "scores": 3,
-    "scores_counted": 3,
-    "scores_bounded": 3,
-    "scores_copied": 3,
-    "scores_float32": 2,
-    "scores_indexed": 3,
-    "scores_normed": 3,
-    "scores_steep": 2,
-}
+STAGES = {name: 3 for name in KERNELS if name.startswith("scores")} | {"scores_float32": 2, "scores_steep": 2}
 BEFORE_HOPPER = {name: {"BLOCK_M": 128} for name in STAGES} | {"screen_dense": {"CHANNELS": 16}}
 """Constants on sm_80."""
 FETCHED = {"X_BLOCKS": False, "W_BLOCKS": False}
@@ -314,7 +318,8 @@ def usage(name: str, target: int) -> dict[str, int]:
         constants = constants | BEFORE_HOPPER.get(name, {})
         if constants.get("W_BLOCKS"):
             constants = constants | FETCHED
-            types = types | {side: HALF for side in ("x", "w") if types[side].startswith("tensordesc")}
+            # tensordesc<bf16[128, 64]> is a pointer there
+            types = types | {side: re.sub(r"tensordesc<(\w+)\[.*", r"*\1", types[side]) for side in ("x", "w")}
     names = kernel.arg_names
     signature = {argument: types.get(argument, "constexpr") for argument in names}
     places = {(names.index(argument),): value for argument, value in constants.items()}
