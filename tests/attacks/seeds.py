@@ -210,7 +210,11 @@ SEEDS = (
     seed(
         "order of rows lost after batching by length",
         FEATURIZE_TESTS,
-        ("saerl_fast/extract/shard.py", 'return as_run[np.argsort(order, kind="stable")]', "return as_run"),
+        (
+            "saerl_fast/extract/shard.py",
+            'return as_run, np.argsort(order, kind="stable")',
+            "return as_run, np.arange(len(order))",
+        ),
     ),
     seed(
         "hook left behind after an error",
@@ -300,8 +304,8 @@ SEEDS = (
         "tests/extract/test_backoff.py",
         (
             "saerl_fast/extract/run.py",
-            "task.compute(shard, read, bar.update, store.split(shard))",
-            "task.compute(shard, read, bar.update)",
+            "task.compute(shard, read, bar.update, store.split(shard), not judged)",
+            "task.compute(shard, read, bar.update, None, not judged)",
         ),
     ),
     seed(

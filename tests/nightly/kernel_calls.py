@@ -56,6 +56,7 @@ def _calls() -> Iterator[tuple[str, str, Callable[..., Any], dict[str, Any]]]:
     """(operation, variant, function, arguments)"""
     # more rows than one block of tokens holds
     yield "topk_encode", "", ops.topk_encode, _encoder(1100, 70, 900) | {"k": 20}
+    yield "topk_encode_certified", "", ops.topk_encode_certified, _encoder(1100, 70, 900) | {"k": 20}
     yield "threshold_encode", "", ops.threshold_encode, _encoder(1100, 70, 900) | {"theta": 6.0}
     for form, codes in (("topk", token_codes()), ("csr", sparse_rows())):
         given = {"codes": codes, "w_dec": normal(900, 70), "b_dec": normal(70, seed=8)}
