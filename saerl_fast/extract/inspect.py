@@ -110,9 +110,14 @@ def quarantine(folder: Path) -> list[tuple[Finding, Path | None]]:
     if not (folder / MANIFEST).exists():
         Job.load(folder)
     with sole_writer(folder):
+        found = list(verify_store(folder))
+        if any(finding.path == folder / SANITY for finding in found):
+            # measured on a shard as it is computed: the first one goes too, and comes back with the figures
+            firsts = sorted((folder / SHARDS).glob("*.safetensors"))[:1]
+            found += [Finding(path, "computed again for its figures") for path in firsts]
         return [
             (finding, set_aside(finding.path, folder / QUARANTINE) if finding.path.exists() else None)
-            for finding in list(verify_store(folder))
+            for finding in found
         ]
 
 

@@ -8,7 +8,8 @@ import saerl_fast
 from saerl_fast.extract import held
 from saerl_fast.extract import shard as shard_module
 from saerl_fast.extract.held import Held
-from saerl_fast.kernels import int8_product, int8_screening, topk_int8
+from saerl_fast.kernels import int8_product, topk_int8
+from saerl_fast.kernels.screening_counts import screening_counts
 from tests import tiny
 
 
@@ -111,11 +112,11 @@ def test_int8_screening_gives_the_same_bits_however_tokens_are_held(monkeypatch)
     if reason := int8_product.missing():
         pytest.skip(reason)
     monkeypatch.setattr(topk_int8, "pays", lambda *_: True)
-    rows, found = int8_screening.screening_counts().rows, []
+    rows, found = screening_counts().rows, []
     for room in (0, 100, 4096):
         monkeypatch.setattr(held, "HELD_TOKENS", room)
         found.append(saerl_fast.featurize(**call))
-    assert int8_screening.screening_counts().rows > rows
+    assert screening_counts().rows > rows
     for other in found[1:]:
         np.testing.assert_array_equal(other.indices, found[0].indices)
         np.testing.assert_array_equal(other.values, found[0].values)

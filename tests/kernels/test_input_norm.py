@@ -196,7 +196,7 @@ def test_an_sae_behind_a_norm_hands_the_hook_s_output_on_as_it_is(kind, monkeypa
     sae: SAE = tiny.sae(kind=kind, input_norm="layer_norm")
     hidden, kept = normal(9, sae.d_in).bfloat16(), torch.tensor([5, 1, 7])
     seen = []
-    name = "topk" if kind == "topk" else "threshold"
+    name = "topk" if kind == "topk" else "threshold_work"
     real = getattr(encode_triton, name)
     monkeypatch.setattr(encode_triton, name, lambda x, *rest: (seen.append((x.data_ptr(), x.dtype)), real(x, *rest))[1])
     with ops.backend("triton"):
