@@ -85,7 +85,7 @@ class Screen {
 
         std::unique_ptr<float[]> bounds;
         std::unique_ptr<int32_t[]> numbers;
-        float floor = 0;             // columns whose upper bound is below it were left out
+        float floor = 0;  // columns whose upper bound is below it were left out
         bool whole = false;
 
         void start(float first_floor);

@@ -111,10 +111,11 @@ def quarantine(folder: Path) -> list[tuple[Finding, Path | None]]:
         Job.load(folder)
     with sole_writer(folder):
         found = list(verify_store(folder))
-        if any(finding.path == folder / SANITY for finding in found):
+        bad = {finding.path for finding in found}
+        if folder / SANITY in bad:
             # measured on a shard as it is computed: the first one goes too, and comes back with the figures
             firsts = sorted((folder / SHARDS).glob("*.safetensors"))[:1]
-            found += [Finding(path, "computed again for its figures") for path in firsts]
+            found += [Finding(path, "computed again for its figures") for path in firsts if path not in bad]
         return [
             (finding, set_aside(finding.path, folder / QUARANTINE) if finding.path.exists() else None)
             for finding in found

@@ -229,9 +229,8 @@ def _commit(store: StoreWriter, shard: int, found: ShardRows) -> None:
 def _writer(folder: Path, task: Task | Finished, part: Part) -> Iterator[StoreWriter]:
     """The writer of the folder; where the folder is of another job, with what can be said about its texts."""
     if isinstance(task, Finished) or _holds_all(folder, task.job, part):
-        yield StoreWriter(
-            folder, task.job, part
-        )  # not entered: it only reads, without a lock, where nothing can be written
+        # not entered, so without a lock: it only reads, and may do so where nothing can be written
+        yield StoreWriter(folder, task.job, part)
         return
     with ExitStack() as held:
         try:
